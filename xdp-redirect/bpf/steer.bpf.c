@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/*
+ * The XDP program: decides from a frame's headers what becomes of it.
+ *
+ *   selected by a tap  -> the AF_XDP socket of its rx queue; no socket there: dropped (closed for what a tap selects)
+ *   everything else    -> across, to the other port: through the devmap, or through the AF_XDP socket when the
+ *                         worker forwards it (`cross_by_worker`)
+ *
+ * Two entry points, one per port, share all maps. On the client port a frame's destination is the server, on the
+ * server port its source is.
+ *
+ * What cannot be parsed as far as the TCP ports is never given to a tap: it crosses, and is counted.
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* The same numbers stand in src/program.rs. */
+#define CLIENT 0
+#define SERVER 1
+#define MAX_QUEUES 1024 /* per port */
+
+#define VLAN_TAGS 2
+#define IP_FRAGMENT 0x3fff   /* more fragments, or an offset; not "don't fragment" */
+#define EXTENSION_HEADERS 8  /* IPv6 extension headers that are walked */
+
+/*
+ * Why: every frame counts in exactly one of the first six. What: every frame counts in exactly one of the others.
+ * src/counters.rs has the same names in the same order; a test compares them.
+ */
+#define REASONS(X)                                                                                                     \
+	X(selected)                                                                                                    \
+	X(not_selected)                                                                                                \
+	X(not_ip)                                                                                                      \
+	X(not_tcp)                                                                                                     \
+	X(fragment)                                                                                                    \
+	X(malformed)                                                                                                   \
+	X(tapped)                                                                                                      \
+	X(no_socket)                                                                                                   \
+	X(crossed)                                                                                                     \
+	X(to_worker)                                                                                                   \
+	X(redirect_error)
+
+#define X(name) reason_##name,
+enum reason { REASONS(X) reason_count };
+#undef X
+
+/* 1: frames that no tap selects go to the AF_XDP socket too. */
+volatile const __u32 cross_by_worker = 0;
+
+struct key4 {
+	__u32 prefix_length;
+	__u8 address[4];
+};
+
+struct key6 {
+	__u32 prefix_length;
+	__u8 address[16];
+};
+
+/* A value is the set of taps (bit n = tap n) whose prefixes cover the key: those of shorter prefixes included. */
+#define PREFIX_MAP(name, key_type)                                                                                     \
+	struct {                                                                                                       \
+		__uint(type, BPF_MAP_TYPE_LPM_TRIE);                                                                   \
+		__uint(map_flags, BPF_F_NO_PREALLOC);                                                                  \
+		__uint(max_entries, 1);                                                                                \
+		__type(key, key_type);                                                                                 \
+		__type(value, __u64);                                                                                  \
+	} name SEC(".maps")
+
+PREFIX_MAP(servers4, struct key4);
+PREFIX_MAP(servers6, struct key6);
+PREFIX_MAP(clients4, struct key4);
+PREFIX_MAP(clients6, struct key6);
+
+/* The set of taps for each server port. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} server_ports SEC(".maps");
+
+/* Index: side * MAX_QUEUES + rx queue. */
+struct {
+	__uint(type, BPF_MAP_TYPE_XSKMAP);
+	__uint(max_entries, 2 * MAX_QUEUES);
+	__type(key, __u32);
+	__type(value, __u32);
+} sockets SEC(".maps");
+
+/* Index: the side that the port faces. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct bpf_devmap_val);
+} ports SEC(".maps");
+
+/* Index: side * reason_count + reason. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2 * reason_count);
+	__type(key, __u32);
+	__type(value, __u64);
+} counters SEC(".maps");
+
+struct vlan_tag {
+	__be16 control;
+	__be16 protocol;
+};
+
+struct extension_header {
+	__u8 next;
+	__u8 length; /* in 8 bytes, the first 8 not counted */
+};
+
+struct tcp_ports {
+	__be16 source;
+	__be16 destination;
+};
+
+static __always_inline void count(__u32 side, enum reason reason)
+{
+	__u32 index = side * reason_count + reason;
+	__u64 *counter = bpf_map_lookup_elem(&counters, &index);
+
+	if (counter)
+		*counter += 1; /* per CPU: no atomics needed */
+}
+
+/* The taps that select this pair of addresses. `source` and `destination` are 4 or 16 bytes, by family. */
+#define ADDRESS_MASK(family, key_type, length)                                                                         \
+	static __always_inline __u64 mask##family(__u32 side, const void *source, const void *destination)             \
+	{                                                                                                              \
+		key_type server = {.prefix_length = 8 * length}, client = {.prefix_length = 8 * length};               \
+		__u64 *servers, *clients;                                                                              \
+                                                                                                                       \
+		__builtin_memcpy(server.address, side == CLIENT ? destination : source, length);                       \
+		__builtin_memcpy(client.address, side == CLIENT ? source : destination, length);                       \
+		servers = bpf_map_lookup_elem(&servers##family, &server);                                              \
+		if (!servers)                                                                                          \
+			return 0;                                                                                      \
+		clients = bpf_map_lookup_elem(&clients##family, &client);                                              \
+		return clients ? *servers & *clients : 0;                                                              \
+	}
+
+ADDRESS_MASK(4, struct key4, 4)
+ADDRESS_MASK(6, struct key6, 16)
+
+/* Whether one of the taps of `mask` has the server's port of this segment. */
+static __always_inline enum reason by_port(__u32 side, const struct tcp_ports *tcp, const void *end, __u64 mask)
+{
+	__u64 *taps;
+	__u32 port;
+
+	if ((void *)(tcp + 1) > end)
+		return reason_malformed;
+	if (!mask)
+		return reason_not_selected;
+	port = bpf_ntohs(side == CLIENT ? tcp->destination : tcp->source);
+	taps = bpf_map_lookup_elem(&server_ports, &port);
+	return taps && (*taps & mask) ? reason_selected : reason_not_selected;
+}
+
+static __always_inline enum reason by_ipv4(__u32 side, const void *position, const void *end)
+{
+	const struct iphdr *ip = position;
+
+	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+		return reason_malformed;
+	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
+		return reason_fragment;
+	if (ip->protocol != IPPROTO_TCP)
+		return reason_not_tcp;
+	return by_port(side, position + ip->ihl * 4, end, mask4(side, &ip->saddr, &ip->daddr));
+}
+
+static __always_inline enum reason by_ipv6(__u32 side, const void *position, const void *end)
+{
+	const struct ipv6hdr *ip = position;
+	const struct extension_header *extension;
+	__u8 next;
+
+	if ((void *)(ip + 1) > end || ip->version != 6)
+		return reason_malformed;
+	next = ip->nexthdr;
+	position += sizeof(*ip);
+
+	for (int i = 0; i < EXTENSION_HEADERS; i++) {
+		switch (next) {
+		case IPPROTO_TCP:
+			return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
+		case IPPROTO_FRAGMENT:
+			return reason_fragment;
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+			break;
+		default:
+			return reason_not_tcp;
+		}
+		extension = position;
+		if ((void *)(extension + 1) > end)
+			return reason_malformed;
+		next = extension->next;
+		position += (extension->length + 1) * 8;
+	}
+	if (next == IPPROTO_TCP)
+		return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
+	return reason_malformed; /* more headers than we walk */
+}
+
+static __always_inline enum reason classify(struct xdp_md *ctx, __u32 side)
+{
+	const void *position = (void *)(long)ctx->data;
+	const void *end = (void *)(long)ctx->data_end;
+	const struct ethhdr *ethernet = position;
+	const struct vlan_tag *tag;
+	__be16 protocol;
+
+	if ((void *)(ethernet + 1) > end)
+		return reason_malformed;
+	protocol = ethernet->h_proto;
+	position += sizeof(*ethernet);
+
+#pragma unroll
+	for (int i = 0; i < VLAN_TAGS; i++) {
+		if (protocol != bpf_htons(ETH_P_8021Q) && protocol != bpf_htons(ETH_P_8021AD))
+			break;
+		tag = position;
+		if ((void *)(tag + 1) > end)
+			return reason_malformed;
+		protocol = tag->protocol;
+		position += sizeof(*tag);
+	}
+
+	if (protocol == bpf_htons(ETH_P_IP))
+		return by_ipv4(side, position, end);
+	if (protocol == bpf_htons(ETH_P_IPV6))
+		return by_ipv6(side, position, end);
+	return reason_not_ip;
+}
+
+static __always_inline int steer(struct xdp_md *ctx, __u32 side)
+{
+	enum reason why = classify(ctx, side);
+	__u32 queue = ctx->rx_queue_index;
+
+	count(side, why);
+	if (why == reason_selected || cross_by_worker) {
+		if (queue < MAX_QUEUES &&
+		    bpf_redirect_map(&sockets, side * MAX_QUEUES + queue, XDP_DROP) == XDP_REDIRECT) {
+			count(side, why == reason_selected ? reason_tapped : reason_to_worker);
+			return XDP_REDIRECT;
+		}
+		if (why == reason_selected) {
+			count(side, reason_no_socket);
+			return XDP_DROP;
+		}
+	}
+	if (bpf_redirect_map(&ports, side == CLIENT ? SERVER : CLIENT, XDP_DROP) == XDP_REDIRECT) {
+		count(side, reason_crossed);
+		return XDP_REDIRECT;
+	}
+	count(side, reason_redirect_error);
+	return XDP_DROP;
+}
+
+SEC("xdp")
+int steer_client(struct xdp_md *ctx)
+{
+	return steer(ctx, CLIENT);
+}
+
+SEC("xdp")
+int steer_server(struct xdp_md *ctx)
+{
+	return steer(ctx, SERVER);
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

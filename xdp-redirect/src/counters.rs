@@ -1,0 +1,48 @@
+//! The names of the XDP program's counters.
+
+/// The counters of `bpf/steer.bpf.c`, in the order of its `REASONS` list. They count frames, per side.
+///
+/// The first six say why; each frame counts in exactly one of them:
+/// - `selected`: a tap selects it.
+/// - `not_selected`: TCP that no tap selects.
+/// - `not_ip`: neither IPv4 nor IPv6, or behind more than two VLAN tags.
+/// - `not_tcp`: IP, but not TCP.
+/// - `fragment`: an IP fragment, which is never tapped.
+/// - `malformed`: cannot be parsed as far as the TCP ports (or has more than eight IPv6 extension headers).
+///
+/// The others say what became of it; each frame counts in exactly one of them:
+/// - `tapped`: selected and given to the AF_XDP socket of its rx queue.
+/// - `no_socket`: selected, but its rx queue has no socket: dropped.
+/// - `crossed`: redirected to the other port. Whether the port sent it is the driver's to count.
+/// - `to_worker`: not selected and given to the AF_XDP socket, so that the worker forwards it.
+/// - `redirect_error`: the other port could not be the target of a redirection: dropped.
+pub const COUNTERS: [&str; 11] = [
+    "selected",
+    "not_selected",
+    "not_ip",
+    "not_tcp",
+    "fragment",
+    "malformed",
+    "tapped",
+    "no_socket",
+    "crossed",
+    "to_worker",
+    "redirect_error",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::COUNTERS;
+
+    #[test]
+    fn names_agree_with_the_xdp_program() {
+        let source = include_str!("../bpf/steer.bpf.c");
+        let start = source.find("#define REASONS(X)").expect("the list of reasons");
+        let list = &source[start..];
+        // A macro's definition ends with the first line that has no continuation.
+        let list = &list[..list.find(")\n").expect("the end of the list") + 1];
+        let names: Vec<&str> =
+            list.split("X(").skip(1).map(|rest| rest.split(')').next().unwrap_or_default()).collect();
+        assert_eq!(names, COUNTERS);
+    }
+}
