@@ -1,0 +1,245 @@
+//! A protocol of length-prefixed messages in both directions: what the receiver reads is exactly the passed messages,
+//! in order, however the sender cuts them; a disconnect resets both ends.
+
+mod common;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+
+use common::{Lab, Random, SERVER_V4, SERVERS, STEP_LIMIT, assert_same_bytes, connect_from, listen_in};
+
+const PORT: u16 = 4444;
+
+/// Both directions judged: a message whose first byte is `D` is dropped, `X` disconnects, all else passes.
+const FILTERED: &str = "[[tap]]\nname = \"framed\"\nserver_port = [4444]\n\
+    receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n\
+    send = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n";
+
+/// A message: four bytes of length, then the body, whose first byte is `kind`.
+fn message(kind: u8, rest: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(rest.len() + 1).expect("a short message");
+    let mut bytes = length.to_be_bytes().to_vec();
+    bytes.push(kind);
+    bytes.extend_from_slice(rest);
+    bytes
+}
+
+/// A random conversation of one direction: what is sent, and what of it must arrive.
+fn conversation(random: &mut Random, messages: usize) -> (Vec<u8>, Vec<u8>) {
+    let (mut sent, mut expected) = (Vec::new(), Vec::new());
+    for _ in 0..messages {
+        let size = match random.between(0, 9) {
+            0 => random.between(0, 2),
+            1..=6 => random.between(3, 400),
+            7 | 8 => random.between(1000, 5000),
+            _ => random.between(10_000, 60_000),
+        };
+        let dropped = random.between(0, 4) == 0;
+        let kind = if dropped { b'D' } else { b'a' + (random.next() % 26) as u8 };
+        let message = message(kind, &random.bytes(size));
+        if !dropped {
+            expected.extend_from_slice(&message);
+        }
+        sent.extend_from_slice(&message);
+    }
+    (sent, expected)
+}
+
+/// Writes `bytes` in chunks of random sizes, many of them tiny, then ends the direction.
+fn write_in_chunks(mut stream: &TcpStream, bytes: &[u8], random: &mut Random) {
+    stream.set_nodelay(true).expect("no delay");
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let size = match random.between(0, 9) {
+            0..=2 => random.between(1, 6),
+            3..=7 => random.between(1, 1500),
+            _ => random.between(1, 50_000),
+        };
+        let (now, later) = rest.split_at(size.min(rest.len()));
+        stream.write_all(now).expect("write");
+        rest = later;
+    }
+    stream.shutdown(Shutdown::Write).expect("shutdown");
+}
+
+fn read_to_end(mut stream: &TcpStream, what: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap_or_else(|error| panic!("{what}: {error} after {} bytes", bytes.len()));
+    bytes
+}
+
+/// A connection through the wire: (the client's end, the server's end).
+fn pair(lab: &Lab, server: std::net::IpAddr) -> (TcpStream, TcpStream) {
+    let address = SocketAddr::new(server, PORT);
+    let listener = listen_in(&lab.server, address);
+    let client = connect_from(&lab.client, address, STEP_LIMIT).expect("connect");
+    let (served, _) = listener.accept().expect("accept");
+    served.set_read_timeout(Some(STEP_LIMIT)).expect("a timeout");
+    served.set_write_timeout(Some(STEP_LIMIT)).expect("a timeout");
+    (client, served)
+}
+
+#[test]
+fn only_passed_messages_arrive_in_both_directions() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", FILTERED));
+    let random = Random::from_environment(4);
+    // Four connections of each family at a time, three times.
+    for round in 0..3 {
+        let pairs: Vec<_> = (0..8).map(|index| (index, pair(&lab, SERVERS[index % 2]))).collect();
+        std::thread::scope(|scope| {
+            for (index, (client, server)) in &pairs {
+                for (direction, (from, to)) in [(client, server), (server, client)].into_iter().enumerate() {
+                    let mut random = random.fork((round * 100 + index * 2 + direction) as u64);
+                    let (sent, expected) = conversation(&mut random, 100);
+                    scope.spawn(move || write_in_chunks(from, &sent, &mut random));
+                    let what = format!("round {round}, connection {index}, direction {direction}");
+                    scope.spawn(move || assert_same_bytes(&what, &read_to_end(to, &what), &expected));
+                }
+            }
+        });
+    }
+    socktap.assert_healthy();
+}
+
+/// `sender` sends one message that passes, and one that disconnects: the first arrives, then both ends are reset.
+fn disconnects(sender: &mut TcpStream, receiver: &mut TcpStream, what: &str) {
+    let good = message(b'p', b"assed");
+    sender.write_all(&good).expect("write");
+    let mut received = vec![0; good.len()];
+    receiver.read_exact(&mut received).unwrap_or_else(|error| panic!("{what}: the first message: {error}"));
+    assert_eq!(received, good, "{what}");
+
+    sender.write_all(&message(b'X', b"is forbidden")).expect("write");
+    for (end, stream) in [("the receiver", receiver), ("the sender", sender)] {
+        match stream.read(&mut [0; 64]) {
+            Ok(count) => panic!("{what}: {end} read {count} bytes and was not reset"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{what}: {end}: {error}"),
+        }
+    }
+}
+
+#[test]
+fn a_disconnect_resets_both_ends() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", FILTERED));
+    for server in SERVERS {
+        let (mut client, mut served) = pair(&lab, server);
+        disconnects(&mut client, &mut served, &format!("client to {server}"));
+        let (mut client, mut served) = pair(&lab, server);
+        disconnects(&mut served, &mut client, &format!("{server} to client"));
+    }
+    socktap.assert_healthy();
+}
+
+#[test]
+fn a_message_that_is_too_big_disconnects() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", &format!("[limits]\nmessage = 1000\n\n{FILTERED}")));
+    let (mut client, mut served) = pair(&lab, SERVER_V4);
+    let largest = message(b'l', &[7; 995]);
+    assert_eq!(largest.len(), 1000);
+    client.write_all(&largest).expect("write");
+    let mut received = vec![0; largest.len()];
+    served.read_exact(&mut received).expect("the largest message passes");
+    assert_eq!(received, largest);
+
+    client.write_all(&message(b'l', &[7; 996])).expect("write");
+    for stream in [&mut served, &mut client] {
+        let error = stream.read(&mut [0; 64]).expect_err("reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    socktap.assert_healthy();
+}
+
+#[test]
+fn observe_judges_but_passes() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", &format!("{FILTERED}mode = \"observe\"\n")));
+    let (mut client, served) = pair(&lab, SERVER_V4);
+    let mut sent = message(b'D', b"ropped elsewhere");
+    sent.extend(message(b'X', b"is no end here"));
+    client.write_all(&sent).expect("write");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_same_bytes("observed messages", &read_to_end(&served, "server"), &sent);
+    socktap.assert_healthy();
+}
+
+#[test]
+fn each_end_may_close_its_direction_first() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", FILTERED));
+    let mut random = Random::from_environment(5);
+    for server in SERVERS {
+        for client_first in [true, false] {
+            let (client, served) = pair(&lab, server);
+            let (mut first, mut second) = if client_first { (client, served) } else { (served, client) };
+            let question = message(b'q', b"uestion");
+            first.write_all(&question).expect("write");
+            first.shutdown(Shutdown::Write).expect("shutdown");
+            // The other end sees the end of the question, and answers at length all the same.
+            assert_same_bytes("question", &read_to_end(&second, "question"), &question);
+            let mut answer = Vec::new();
+            for _ in 0..40 {
+                answer.extend(message(b'a', &random.bytes(50_000)));
+            }
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    second.write_all(&answer).expect("write");
+                    second.shutdown(Shutdown::Write).expect("shutdown");
+                });
+                let what = format!("answer, {server}, client first: {client_first}");
+                assert_same_bytes(&what, &read_to_end(&first, &what), &answer);
+            });
+        }
+    }
+    socktap.assert_healthy();
+}
+
+#[test]
+fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", FILTERED));
+    let mut random = Random::from_environment(6);
+    let (client, mut served) = pair(&lab, SERVER_V4);
+    let mut sent = Vec::new();
+    while sent.len() < 40_000_000 {
+        sent.extend(message(b's', &random.bytes(60_000)));
+    }
+    std::thread::scope(|scope| {
+        // Far more than all buffers on the way hold: the sender must come to a stand before the reader begins.
+        client.set_nonblocking(true).expect("non-blocking");
+        let mut written = 0;
+        let mut last = usize::MAX;
+        common::wait_until("the sender to be held back", STEP_LIMIT, || {
+            let before = written;
+            while written < sent.len() {
+                match (&client).write(&sent[written..]) {
+                    Ok(count) => written += count,
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("write: {error}"),
+                }
+            }
+            // Several rounds without progress.
+            last = if written > before { 0 } else { last.saturating_add(1) };
+            (50..usize::MAX).contains(&last)
+        });
+        assert!(written < 30_000_000, "{written} bytes went into the wire though nobody reads");
+        client.set_nonblocking(false).expect("blocking");
+        let rest = &sent[written..];
+        scope.spawn(|| {
+            (&client).write_all(rest).expect("write");
+            client.shutdown(Shutdown::Write).expect("shutdown");
+        });
+        let mut received = Vec::new();
+        served.read_to_end(&mut received).expect("read");
+        assert_same_bytes("everything", &received, &sent);
+    });
+    socktap.assert_healthy();
+}
