@@ -1,0 +1,141 @@
+//! Arguments of the command line.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+const STATUS: &str = "Exit status: 0 good, 1 failed while running, 2 bad usage, configuration or program.\n\
+                      SOCKTAP_LOG=debug (or warn, error, off) sets what is logged to standard error.";
+
+/// An inline filter for TCP applications.
+///
+/// socktap stands between two network interfaces, cuts the selected TCP streams into the messages that the application
+/// exchanges, and asks a BPF program about each one: pass it, drop it, or drop it and disconnect.
+#[derive(Debug, Parser)]
+#[command(name = "socktap", version, after_help = STATUS)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Filter in the foreground until SIGINT or SIGTERM
+    ///
+    /// Needs root. Either signal ends it cleanly: the XDP programs are detached and the tapped flows are reset.
+    Run {
+        /// The ops file (TOML)
+        file: PathBuf,
+    },
+    /// Load everything that a run would load, and attach nothing
+    ///
+    /// Reads the ops file, finds the interfaces, loads the programs and has the kernel verify them (needs root). Prints
+    /// what each tap selects; or what is wrong, with file, line and column.
+    Check {
+        /// The ops file (TOML)
+        file: PathBuf,
+    },
+    /// Cut the bytes of a file into messages and judge them, offline
+    ///
+    /// Prints one JSON object a line:
+    ///   {"offset":0,"length":64,"verdict":"pass"}        a message; or "drop", or "disconnect", which ends it
+    ///   {"offset":64,"length":3,"error":"incomplete"}    the input ends within a message
+    ///   {"offset":64,"error":"bad_length","detail":..}   the stream cannot be cut any further
+    /// An "error" gives exit status 1.
+    ///
+    /// Without the right to ask the kernel's verifier a warning says so and the test goes on:
+    /// programs are checked while they run in any case.
+    #[command(verbatim_doc_comment)]
+    Test(TestArgs),
+}
+
+/// Arguments of `socktap test`.
+#[derive(Args, Debug)]
+pub struct TestArgs {
+    /// The compiled BPF object (clang -O2 -g -target bpf)
+    pub object: PathBuf,
+    /// The stream parser's function (section sk_skb/stream_parser)
+    #[arg(long, value_name = "FUNCTION")]
+    pub parser: String,
+    /// The verdict's function (section sk_skb/stream_verdict); without it all messages pass
+    #[arg(long, value_name = "FUNCTION")]
+    pub verdict: Option<String>,
+    /// The bytes: a raw stream, or a pcap or pcapng capture whose first TCP flow is taken
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// What the input is; `auto` knows a capture by its first four bytes
+    #[arg(long, value_enum, default_value_t = Format::Auto)]
+    pub format: Format,
+    /// Whose bytes of a capture are judged: those that the client sends, or the server
+    ///
+    /// Without a handshake in the capture, the end with the lower port counts as the server.
+    #[arg(long, value_enum, default_value_t = Sender::Client)]
+    pub direction: Sender,
+    /// Bytes per delivery: the parser is asked after every N bytes; the result must not depend on it
+    #[arg(long, value_name = "N")]
+    pub split: Option<NonZeroUsize>,
+    /// Largest message, as `message` in [limits]
+    #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = message_size)]
+    pub max_message: usize,
+}
+
+/// What an input file is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A capture if it begins like one, else a raw stream.
+    Auto,
+    /// The bytes of one direction of a stream.
+    Raw,
+    /// A pcap or pcapng file.
+    Pcap,
+}
+
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sender {
+    /// The end that opened the connection.
+    Client,
+    /// The end that was connected to.
+    Server,
+}
+
+fn message_size(text: &str) -> Result<usize, String> {
+    let high = config::limits::MESSAGE_MAX;
+    match config::parse_size(text)?.try_into() {
+        Ok(size) if (1..=high).contains(&size) => Ok(size),
+        _ => Err(format!("it must be 1 to {high} bytes")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_are_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn test_arguments() {
+        let parse = |extra: &[&str]| {
+            let base = ["socktap", "test", "a.o", "--parser", "p", "--input", "f"];
+            Cli::try_parse_from(base.iter().chain(extra)).map(|cli| match cli.command {
+                Command::Test(args) => args,
+                other => panic!("{other:?}"),
+            })
+        };
+        let args = parse(&[]).unwrap();
+        assert_eq!((args.split, args.max_message, args.direction), (None, 65_536, Sender::Client));
+        let args =
+            parse(&["--split", "1", "--max-message", "1MiB", "--direction", "server", "--verdict", "v"]).unwrap();
+        assert_eq!((args.split.unwrap().get(), args.max_message, args.direction), (1, 1 << 20, Sender::Server));
+        for bad in [["--split", "0"], ["--max-message", "0"], ["--max-message", "2MiB"], ["--direction", "both"]] {
+            assert!(parse(&bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! From what the ops file names to what is there: object files, their functions, interfaces.
+//!
+//! Shared by `run` and `check`, so that what the one accepts the other runs.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use config::{Config, Diagnostic, Located, Location, Programs};
+use tap_engine::{Kind, LoadError, Object};
+use xdp_redirect::{Cross, Port};
+
+/// A tap and its programs. Cheap to clone: the objects are shared.
+#[derive(Clone)]
+pub struct LoadedTap {
+    /// The tap as the ops file says it.
+    pub config: config::Tap,
+    /// What judges what the application receives.
+    pub receive: Option<LoadedDirection>,
+    /// What judges what the application sends.
+    pub send: Option<LoadedDirection>,
+}
+
+/// The programs of one direction: loaded, accepted by the kernel's verifier, and known to be there.
+#[derive(Clone)]
+pub struct LoadedDirection {
+    /// The object file; the same one wherever the same file is named, with its maps.
+    pub object: Arc<Object>,
+    /// The stream parser's function.
+    pub parser: String,
+    /// The verdict's function; `None` = all messages pass.
+    pub verdict: Option<String>,
+}
+
+/// The ops file names things that are not there, or that cannot be used. `Display` is what the user sees: each with its
+/// place in the ops file.
+#[derive(Debug)]
+pub struct LoadFailure {
+    /// At least one.
+    pub problems: Vec<Diagnostic>,
+}
+
+impl fmt::Display for LoadFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let gap = if index == 0 { "" } else { "\n\n" };
+            write!(f, "{gap}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadFailure {}
+
+/// Loads the programs of all taps, has the kernel verify each object once, and makes sure that each function is there and
+/// can be made ready to run.
+///
+/// # Errors
+/// All that is wrong, each at the place of the ops file that names it.
+pub fn load_taps(config: &Config) -> Result<Vec<LoadedTap>, LoadFailure> {
+    let mut loader = Loader { config, objects: HashMap::new(), problems: Vec::new() };
+    let mut taps = Vec::with_capacity(config.taps.len());
+    for tap in &config.taps {
+        let mut direction = |programs: &Option<Programs>| programs.as_ref().and_then(|p| loader.direction(p));
+        let (receive, send) = (direction(&tap.receive), direction(&tap.send));
+        taps.push(LoadedTap { config: tap.clone(), receive, send });
+    }
+    if loader.problems.is_empty() { Ok(taps) } else { Err(LoadFailure { problems: loader.problems }) }
+}
+
+/// Opens one of the two ports of the ops file.
+///
+/// # Errors
+/// What is wrong with the interface, at the place of the ops file that names it.
+pub fn open_port(config: &Config, name: &Located<String>) -> Result<Port, LoadFailure> {
+    Port::open(&name.value)
+        .map_err(|error| LoadFailure { problems: vec![diagnostic(config, name.at, &error.to_string())] })
+}
+
+/// How frames that no tap selects get to the other port: as the ops file says, or else through a devmap where that is
+/// known to arrive.
+pub fn cross(config: &Config, ports: &[Port; 2]) -> Cross {
+    match config.ports.cross {
+        config::Cross::Devmap => Cross::Devmap,
+        config::Cross::Worker => Cross::Worker,
+        config::Cross::Auto if ports.iter().all(Port::passes_redirect) => Cross::Devmap,
+        config::Cross::Auto => Cross::Worker,
+    }
+}
+
+struct Loader<'a> {
+    config: &'a Config,
+    /// By canonical path; `None` = it failed, and that was reported.
+    objects: HashMap<PathBuf, Option<Arc<Object>>>,
+    problems: Vec<Diagnostic>,
+}
+
+impl Loader<'_> {
+    fn direction(&mut self, programs: &Programs) -> Option<LoadedDirection> {
+        let object = self.object(&programs.object)?;
+        let parser = self.function(&object, &programs.parser, Kind::StreamParser);
+        let verdict = programs.verdict.as_ref().map(|verdict| self.function(&object, verdict, Kind::StreamVerdict));
+        let verdict = match verdict {
+            // Named but not there: that is reported, and the direction cannot be judged.
+            Some(None) => return None,
+            Some(found) => found,
+            None => None,
+        };
+        Some(LoadedDirection { object, parser: parser?, verdict })
+    }
+
+    /// The object of a file, which is loaded and verified when it is first named.
+    fn object(&mut self, path: &Located<PathBuf>) -> Option<Arc<Object>> {
+        let key = std::fs::canonicalize(&path.value).unwrap_or_else(|_| path.value.clone());
+        if let Some(known) = self.objects.get(&key) {
+            return known.clone();
+        }
+        let object = load_object(&path.value).map_err(|error| self.problem(path.at, &error)).ok();
+        self.objects.insert(key, object.clone());
+        object
+    }
+
+    /// The function's name, if an instance of it can be made.
+    fn function(&mut self, object: &Arc<Object>, name: &Located<String>, kind: Kind) -> Option<String> {
+        match object.program(&name.value, kind) {
+            Ok(_) => Some(name.value.clone()),
+            Err(error) => {
+                self.problem(name.at, &error);
+                None
+            }
+        }
+    }
+
+    fn problem(&mut self, at: Location, error: &LoadError) {
+        self.problems.push(diagnostic(self.config, at, &error.to_string()));
+    }
+}
+
+/// Reads an object file and has the kernel verify it.
+fn load_object(path: &Path) -> Result<Arc<Object>, LoadError> {
+    let object = Object::load(path)?;
+    object.verify()?;
+    Ok(Arc::new(object))
+}
+
+/// A message of another crate, at a place of the ops file. What follows its first line comes after the quoted line.
+fn diagnostic(config: &Config, at: Location, message: &str) -> Diagnostic {
+    match message.split_once('\n') {
+        Some((first, rest)) => config.diagnostic(at, first, Some(rest.trim_start_matches("help: "))),
+        None => config.diagnostic(at, message, None),
+    }
+}
