@@ -51,7 +51,7 @@ pub struct Located<T> {
 pub struct Diagnostic {
     /// Where.
     pub at: Location,
-    /// What is wrong, without place and advice.
+    /// What is wrong, without place and advice. Lines after the first are shown below the quoted line.
     pub message: String,
     /// The way out.
     pub help: Option<String>,
@@ -118,7 +118,8 @@ impl Source {
     }
 
     fn render(&self, at: Location, message: &str, help: Option<&str>) -> String {
-        let mut out = format!("{}:{}:{}: {message}", self.path.display(), at.line, at.column);
+        let (headline, more) = message.split_once('\n').unwrap_or((message, ""));
+        let mut out = format!("{}:{}:{}: {headline}", self.path.display(), at.line, at.column);
         if let Some(line) = self.text.split('\n').nth(at.line - 1) {
             // A window of the line, so that one enormous line does not fill the screen.
             let skip = at.column.saturating_sub(1 + WINDOW / 2);
@@ -132,6 +133,10 @@ impl Source {
             let gutter = " ".repeat(number.len());
             out +=
                 &format!("\n{gutter} |\n{number} | {shown}\n{gutter} | {}{}", " ".repeat(column), "^".repeat(carets));
+        }
+        let more = more.trim_end();
+        if !more.is_empty() {
+            out += &format!("\n{more}");
         }
         if let Some(help) = help {
             out += &format!("\nhelp: {help}");
@@ -190,6 +195,13 @@ mod tests {
         let s = source("x = 1\n\tkey = \u{1b}[31m\n");
         let d = s.diagnostic(s.location(7..10), "bad".into(), Some("mend it".into()));
         assert_eq!(d.to_string(), "dir/ops.toml:2:2: bad\n  |\n2 |  key =  [31m\n  |  ^^^\nhelp: mend it");
+    }
+
+    #[test]
+    fn further_lines_follow_the_quoted_one() {
+        let s = source("object = 1\n");
+        let d = s.diagnostic(s.location(9..10), "refused\nline 1\nline 2\n".into(), None);
+        assert_eq!(d.to_string(), "dir/ops.toml:1:10: refused\n  |\n1 | object = 1\n  |          ^\nline 1\nline 2");
     }
 
     #[test]

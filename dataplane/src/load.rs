@@ -75,7 +75,7 @@ pub fn load_taps(config: &Config) -> Result<Vec<LoadedTap>, LoadFailure> {
 /// What is wrong with the interface, at the place of the ops file that names it.
 pub fn open_port(config: &Config, name: &Located<String>) -> Result<Port, LoadFailure> {
     Port::open(&name.value)
-        .map_err(|error| LoadFailure { problems: vec![diagnostic(config, name.at, &error.to_string())] })
+        .map_err(|error| LoadFailure { problems: vec![config.diagnostic(name.at, error.to_string(), None)] })
 }
 
 /// How frames that no tap selects get to the other port: as the ops file says, or else through a devmap where that is
@@ -133,7 +133,7 @@ impl Loader<'_> {
     }
 
     fn problem(&mut self, at: Location, error: &LoadError) {
-        self.problems.push(diagnostic(self.config, at, &error.to_string()));
+        self.problems.push(self.config.diagnostic(at, error.to_string(), None));
     }
 }
 
@@ -144,10 +144,68 @@ fn load_object(path: &Path) -> Result<Arc<Object>, LoadError> {
     Ok(Arc::new(object))
 }
 
-/// A message of another crate, at a place of the ops file. What follows its first line comes after the quoted line.
-fn diagnostic(config: &Config, at: Location, message: &str) -> Diagnostic {
-    match message.split_once('\n') {
-        Some((first, rest)) => config.diagnostic(at, first, Some(rest.trim_start_matches("help: "))),
-        None => config.diagnostic(at, message, None),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ops file with these taps in a folder that holds `len4.bpf.o`.
+    fn load(taps: &str) -> Result<Vec<LoadedTap>, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("len4.bpf.o"), tap_engine::shipped::LEN4).unwrap();
+        std::fs::write(folder.path().join("text.o"), "not an object\n").unwrap();
+        let text = format!("ports = {{ client = \"a\", server = \"no-such-port\" }}\n{taps}");
+        let config = Config::parse(&folder.path().join("ops.toml"), &text).unwrap_or_else(|error| panic!("{error}"));
+        let failure = |failure: LoadFailure| failure.to_string().replace(&format!("{}/", folder.path().display()), "");
+        open_port(&config, &config.ports.server).map_err(failure).expect_err("there is no such interface");
+        load_taps(&config).map_err(failure)
+    }
+
+    fn is_root() -> bool {
+        let root = nix::unistd::geteuid().is_root();
+        if !root {
+            eprintln!("skipped: needs root, to have the kernel verify programs");
+        }
+        root
+    }
+
+    #[test]
+    fn one_file_is_one_object() {
+        if !is_root() {
+            return;
+        }
+        let taps = load(
+            "[[tap]]\nname = \"a\"\nserver_port = [1]\n\
+             receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n\
+             [[tap]]\nname = \"b\"\nserver_port = [2]\n\
+             send = { object = \"./len4.bpf.o\", parser = \"parse_len4\" }\n",
+        )
+        .unwrap_or_else(|failure| panic!("{failure}"));
+        let (receive, send) = (taps[0].receive.as_ref().unwrap(), taps[1].send.as_ref().unwrap());
+        assert!(Arc::ptr_eq(&receive.object, &send.object));
+        assert_eq!((&*receive.parser, receive.verdict.as_deref()), ("parse_len4", Some("by_first_byte")));
+        assert_eq!((&*send.parser, &send.verdict), ("parse_len4", &None));
+        assert!(taps[0].send.is_none() && taps[1].receive.is_none());
+    }
+
+    #[test]
+    fn all_faults_are_told_where_they_are_named() {
+        if !is_root() {
+            return;
+        }
+        let failure = load(
+            "[[tap]]\nname = \"a\"\nserver_port = [1]\n\
+             receive = { object = \"len4.bpf.o\", parser = \"parse_len5\", verdict = \"parse_len4\" }\n\
+             send = { object = \"none.o\", parser = \"parse_len4\" }\n\
+             [[tap]]\nname = \"b\"\nserver_port = [2]\n\
+             receive = { object = \"text.o\", parser = \"parse_len4\" }\n\
+             send = { object = \"text.o\", parser = \"parse_len4\" }\n",
+        )
+        .err()
+        .expect("four faults");
+        let places: Vec<&str> = failure.lines().filter_map(|line| line.strip_prefix("ops.toml:")).collect();
+        let starts = ["5:45: ", "5:69: ", "6:19: ", "10:22: "];
+        assert_eq!(places.len(), starts.len(), "{failure}");
+        assert!(places.iter().zip(starts).all(|(place, start)| place.starts_with(start)), "{failure}");
+        assert!(places[0].contains("parse_len5"), "{failure}");
     }
 }

@@ -120,7 +120,7 @@ fn judge(args: &TestArgs, mut filter: Filter, mut input: Input, output: &mut imp
             match filter.next(&mut state, &input.flow, NOW_NS, &mut buffer, start, end) {
                 Step::NeedMore { .. } => break,
                 Step::Message { length, verdict } => {
-                    let line = Line::Message { offset, length: length as u64, verdict: word(verdict) };
+                    let line = Line::Message { offset, length: length as u64, verdict: verdict.as_str() };
                     print(output, &line)?;
                     start += length;
                     offset += length as u64;
@@ -147,14 +147,6 @@ fn judge(args: &TestArgs, mut filter: Filter, mut input: Input, output: &mut imp
     Ok(Status::Good)
 }
 
-fn word(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Drop => "drop",
-        Verdict::Disconnect => "disconnect",
-    }
-}
-
 /// Reads until `into` is full or the input ends: a pipe's deliveries must not show.
 fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     let mut got = 0;
@@ -172,4 +164,92 @@ fn read_full(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
 fn print(output: &mut impl Write, line: &Line) -> io::Result<()> {
     serde_json::to_writer(&mut *output, line)?;
     output.write_all(b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use proptest::prelude::*;
+
+    use super::super::args::Sender;
+    use super::*;
+
+    const MAX_MESSAGE: usize = 1000;
+
+    fn args(split: Option<usize>) -> TestArgs {
+        TestArgs {
+            object: PathBuf::from("len4.bpf.o"),
+            parser: "parse_len4".to_owned(),
+            verdict: Some("by_first_byte".to_owned()),
+            input: PathBuf::from("input"),
+            format: Format::Raw,
+            direction: Sender::Client,
+            split: split.and_then(std::num::NonZeroUsize::new),
+            max_message: MAX_MESSAGE,
+        }
+    }
+
+    /// Judges `bytes` with the shipped filter for length-prefixed messages.
+    fn run(bytes: &[u8], split: Option<usize>, broken: Option<&str>) -> (Status, String) {
+        let object = Arc::new(Object::from_bytes("len4", tap_engine::shipped::LEN4).unwrap());
+        let parser = object.program("parse_len4", Kind::StreamParser).unwrap();
+        let verdict = object.program("by_first_byte", Kind::StreamVerdict).unwrap();
+        let input = Input {
+            bytes: Box::new(Cursor::new(bytes.to_vec())),
+            flow: flow_info(([192, 0, 2, 1], 1024).into(), ([198, 51, 100, 1], 80).into()),
+            broken: broken.map(str::to_owned),
+        };
+        let mut output = Vec::new();
+        let filter = Filter::new(parser, Some(verdict), MAX_MESSAGE);
+        let status = judge(&args(split), filter, input, &mut output).unwrap();
+        (status, String::from_utf8(output).unwrap())
+    }
+
+    fn message(payload: &[u8]) -> Vec<u8> {
+        [&(payload.len() as u32).to_be_bytes()[..], payload].concat()
+    }
+
+    #[test]
+    fn verdicts() {
+        let bytes = [message(b"abc"), message(b""), message(b"Drop"), message(b"X"), message(b"never")].concat();
+        let lines = "{\"offset\":0,\"length\":7,\"verdict\":\"pass\"}\n\
+                     {\"offset\":7,\"length\":4,\"verdict\":\"pass\"}\n\
+                     {\"offset\":11,\"length\":8,\"verdict\":\"drop\"}\n\
+                     {\"offset\":19,\"length\":5,\"verdict\":\"disconnect\"}\n";
+        for split in [None, Some(1), Some(2), Some(7), Some(1_000_000)] {
+            assert_eq!(run(&bytes, split, None), (Status::Good, lines.to_owned()), "{split:?}");
+        }
+        assert_eq!(run(b"", None, None), (Status::Good, String::new()));
+    }
+
+    #[test]
+    fn ends_that_are_errors() {
+        let bytes = [message(b"abc"), b"\0\0\0\x09xy".to_vec()].concat();
+        let passed = "{\"offset\":0,\"length\":7,\"verdict\":\"pass\"}\n";
+        let incomplete = format!("{passed}{{\"offset\":7,\"length\":6,\"error\":\"incomplete\"}}\n");
+        assert_eq!(run(&bytes, Some(3), None), (Status::Failed, incomplete));
+        let broken = format!("{passed}{{\"offset\":13,\"error\":\"capture\",\"detail\":\"a gap\"}}\n");
+        assert_eq!(run(&bytes, None, Some("a gap")), (Status::Failed, broken));
+
+        let (status, lines) = run(&[message(b"abc"), message(&[0; MAX_MESSAGE])].concat(), Some(5), None);
+        assert_eq!(status, Status::Failed);
+        let last: serde_json::Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+        assert_eq!((&last["offset"], &last["error"]), (&7.into(), &"message_too_big".into()));
+        assert!(last["detail"].as_str().unwrap().contains("1004"), "{last}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn splitting_changes_nothing(
+            payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..600), 0..400),
+            tail in prop::collection::vec(any::<u8>(), 0..8),
+            split in 1usize..5000,
+        ) {
+            let mut bytes: Vec<u8> = payloads.iter().flat_map(|payload| message(payload)).collect();
+            bytes.extend(tail);
+            prop_assert_eq!(run(&bytes, Some(split), None), run(&bytes, None, None));
+        }
+    }
 }
