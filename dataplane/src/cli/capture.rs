@@ -257,6 +257,9 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+    use pcap_file::pcapng::PcapNgWriter;
+    use pcap_file::pcapng::blocks::enhanced_packet::EnhancedPacketBlock;
+    use pcap_file::pcapng::blocks::interface_description::InterfaceDescriptionBlock;
     use proptest::prelude::*;
 
     use super::*;
@@ -294,6 +297,28 @@ mod tests {
             writer.write_packet(&PcapPacket::new(std::time::Duration::ZERO, length, &frame)).unwrap();
         }
         writer.into_writer()
+    }
+
+    /// The same packets behind an interface that carries something else.
+    fn pcapng(packets: &[Vec<u8>]) -> Vec<u8> {
+        let mut writer = PcapNgWriter::new(Vec::new()).unwrap();
+        for linktype in [DataLink::USER0, DataLink::RAW] {
+            let interface = InterfaceDescriptionBlock { linktype, snaplen: 0, options: vec![] };
+            writer.write_pcapng_block(interface).unwrap();
+        }
+        for packet in packets {
+            for interface_id in 0..2 {
+                let packet = EnhancedPacketBlock {
+                    interface_id,
+                    timestamp: std::time::Duration::ZERO,
+                    original_len: packet.len() as u32,
+                    data: packet.into(),
+                    options: vec![],
+                };
+                writer.write_pcapng_block(packet).unwrap();
+            }
+        }
+        writer.into_inner()
     }
 
     fn read_raw_ip(packets: &[Vec<u8>], sender: Sender) -> Capture {
@@ -369,6 +394,13 @@ mod tests {
     }
 
     #[test]
+    fn the_newer_format() {
+        let file = pcapng(&[packet(Sender::Client, 1, ACK, b"ab"), packet(Sender::Client, 3, ACK, b"c")]);
+        assert!(is_capture(&file));
+        assert_eq!(read(&file[..4], &file[4..], Sender::Client).unwrap().stream, b"abc");
+    }
+
+    #[test]
     fn damaged_captures() {
         let file =
             pcap(DataLink::RAW, &[], &[packet(Sender::Client, 1, ACK, b"abc"), packet(Sender::Client, 4, ACK, b"d")]);
@@ -385,6 +417,16 @@ mod tests {
         fn any_file_is_answered(magic in 0..3usize, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             let head: [&[u8]; 3] = [b"\xa1\xb2\xc3\xd4", b"\x0a\x0d\x0d\x0a", b""];
             let file = [head[magic], &bytes].concat();
+            let _ = read(&file, &[][..], Sender::Client);
+        }
+
+        #[test]
+        fn any_damage_is_answered(newer in any::<bool>(), at in 0usize..400, value in any::<u8>(), cut in 0usize..400) {
+            let packets = [packet(Sender::Client, 1, SYN, b"ab"), packet(Sender::Client, 4, ACK, b"c")];
+            let mut file = if newer { pcapng(&packets) } else { pcap(DataLink::RAW, &[], &packets) };
+            let length = file.len();
+            file[at % length] = value;
+            file.truncate(length - cut.saturating_sub(300) % length);
             let _ = read(&file, &[][..], Sender::Client);
         }
 
