@@ -289,6 +289,11 @@ impl Socket {
         self.in_flight
     }
 
+    /// How many frames the kernel has from this socket: in its rings, received ones that were not taken yet included.
+    pub fn lent(&self) -> usize {
+        self.lent.len()
+    }
+
     /// Whether the kernel waits for [`Socket::wakeup`].
     pub fn needs_wakeup(&self) -> bool {
         (self.unsent && self.tx.needs_wakeup()) || self.fill.needs_wakeup()

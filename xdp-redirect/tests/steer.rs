@@ -1,0 +1,178 @@
+//! What the XDP program decides, for frames of all shapes, on both ports.
+
+mod common;
+
+use common::{
+    Network, Place, Setup, counted,
+    packet::{C_TAG, DESTINATION, FRAGMENT, HOP_BY_HOP, Packet, ROUTING, S_TAG, UDP},
+    skipped,
+};
+use xdp_redirect::{Cross, Decision, Rule, Side, Steering, XdpMode};
+
+/// The taps of the table: bit 0 to 3.
+fn rules() -> Vec<Rule> {
+    let nets = |list: &[&str]| list.iter().map(|net| net.parse().expect("a prefix")).collect();
+    vec![
+        Rule {
+            servers: nets(&["10.0.0.0/24", "fd00::/64"]),
+            server_ports: vec![6379..=6379, 7000..=7010],
+            clients: Vec::new(),
+        },
+        // Inside a wider prefix with other ports.
+        Rule { servers: nets(&["10.0.0.128/25"]), server_ports: vec![80..=80], clients: nets(&["192.0.2.0/24"]) },
+        Rule { servers: nets(&["10.0.0.200/32"]), server_ports: vec![443..=443], clients: Vec::new() },
+        Rule { servers: nets(&["203.0.113.0/24"]), server_ports: Vec::new(), clients: nets(&["2001:db8::/32"]) },
+    ]
+}
+
+fn v4() -> Packet {
+    Packet::tcp("192.0.2.7:40000", "10.0.0.5:6379")
+}
+
+fn v6() -> Packet {
+    Packet::tcp("[2001:db8::7]:40000", "[fd00::5]:6379")
+}
+
+fn to(source: &str, destination: &str) -> Packet {
+    Packet::tcp(source, destination)
+}
+
+/// (name, frame as the client sends it, why)
+fn table() -> Vec<(&'static str, Packet, &'static str)> {
+    let yes = "selected";
+    let no = "not_selected";
+    let options = |count: usize| Packet { options: vec![1; count], ..v4() };
+    let fragment = |fragment: u16| Packet { fragment, ..v4() };
+    let eight = (0..8).fold(v6(), |packet, _| packet.extension(DESTINATION, 8));
+    vec![
+        ("IPv4", v4(), yes),
+        ("IPv6", v6(), yes),
+        ("last port of a range", to("192.0.2.7:1", "10.0.0.5:7010"), yes),
+        ("port after a range", to("192.0.2.7:1", "10.0.0.5:7011"), no),
+        ("server's port on the client's side only", to("192.0.2.7:6379", "10.0.0.5:6380"), no),
+        ("server outside its prefix", to("192.0.2.7:1", "10.0.1.5:6379"), no),
+        ("IPv6 server outside its prefix", to("[2001:db8::7]:1", "[fd00:0:0:1::5]:6379"), no),
+        ("rule of a wider prefix", to("192.0.2.7:1", "10.0.0.129:6379"), yes),
+        ("rule of the narrower prefix", to("192.0.2.7:1", "10.0.0.129:80"), yes),
+        ("narrower prefix, wrong client", to("192.0.3.7:1", "10.0.0.129:80"), no),
+        ("narrower rule, wider address", to("192.0.2.7:1", "10.0.0.5:80"), no),
+        ("host prefix", to("192.0.3.7:1", "10.0.0.200:443"), yes),
+        ("all three prefixes", to("192.0.2.7:1", "10.0.0.200:80"), yes),
+        ("client and server of different families", to("192.0.2.7:1", "203.0.113.5:80"), no),
+        ("one VLAN tag", v4().vlan(C_TAG, 5), yes),
+        ("QinQ", v4().vlan(S_TAG, 5).vlan(C_TAG, 6), yes),
+        ("IPv6 in QinQ", v6().vlan(S_TAG, 5).vlan(C_TAG, 6), yes),
+        ("three VLAN tags", v4().vlan(S_TAG, 5).vlan(C_TAG, 6).vlan(C_TAG, 7), "not_ip"),
+        ("IPv4 options", options(4), yes),
+        ("all IPv4 options", options(40), yes),
+        ("IPv4 options of an untapped flow", Packet { options: vec![1; 12], ..to("192.0.2.7:1", "10.0.0.5:1") }, no),
+        ("hop-by-hop header", v6().extension(HOP_BY_HOP, 8), yes),
+        ("long destination header", v6().extension(DESTINATION, 264), yes),
+        ("three headers", v6().extension(HOP_BY_HOP, 16).extension(ROUTING, 24).extension(DESTINATION, 8), yes),
+        ("as many headers as we walk", eight.clone(), yes),
+        ("more headers than we walk", eight.extension(DESTINATION, 8), "malformed"),
+        ("first fragment", fragment(0x2000), "fragment"),
+        ("last fragment", fragment(0x00b9), "fragment"),
+        ("may be fragmented, is not", fragment(0), yes),
+        ("IPv6 fragment", v6().extension(FRAGMENT, 8), "fragment"),
+        ("IPv6 fragment behind a header", v6().extension(HOP_BY_HOP, 8).extension(FRAGMENT, 8), "fragment"),
+        ("UDP", Packet { protocol: UDP, ..v4() }, "not_tcp"),
+        ("UDP over IPv6", Packet { protocol: UDP, ..v6().extension(HOP_BY_HOP, 8) }, "not_tcp"),
+        ("ICMP", Packet { protocol: 1, ..v4() }, "not_tcp"),
+        ("IPv6 without a payload", Packet { protocol: 59, ..v6() }, "not_tcp"),
+    ]
+}
+
+fn check(steering: &Steering, side: Side, name: &str, frame: &[u8], why: &'static str) {
+    let before = counted(steering, side);
+    let decision = steering.decide(side, frame).expect("a test run");
+    let after = counted(steering, side);
+    let changed: Vec<_> = after.iter().filter(|counter| !before.contains(counter)).map(|(name, _)| *name).collect();
+    let (what, expected) =
+        if why == "selected" { ("no_socket", Decision::Drop) } else { ("crossed", Decision::Redirect) };
+    assert_eq!((changed, decision), (vec![why, what], expected), "{name}, on port {side:?}");
+}
+
+#[test]
+fn frames_of_all_shapes() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        let (steering, _) = Network::attach(&rules(), XdpMode::Auto, Cross::Devmap);
+        for (name, packet, why) in table() {
+            check(&steering, Side::Client, name, &packet.bytes(), why);
+            check(&steering, Side::Server, name, &packet.clone().mirrored().bytes(), why);
+            // The same frame on the wrong port is not of a tapped flow: here the server is the other address.
+            let wrong = if why == "selected" { "not_selected" } else { why };
+            check(&steering, Side::Server, name, &packet.bytes(), wrong);
+        }
+    });
+}
+
+#[test]
+fn frames_cut_short_are_malformed() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        let (steering, _) = Network::attach(&rules(), XdpMode::Auto, Cross::Devmap);
+        let v6 = v6().vlan(C_TAG, 5).extension(HOP_BY_HOP, 16).bytes();
+        // As far as the TCP ports, and not a byte less. (A test run takes no frame below 14 bytes.)
+        for (whole, ports) in [(v4().bytes(), 14 + 20 + 4), (v6, 18 + 40 + 16 + 4)] {
+            for length in 15..ports {
+                check(&steering, Side::Client, &format!("{length} of {ports}"), &whole[..length], "malformed");
+            }
+            check(&steering, Side::Client, "enough", &whole[..ports], "selected");
+        }
+
+        let mut bad = v4().bytes();
+        bad[14] = 0x44; // a header length of 16
+        check(&steering, Side::Client, "short IPv4 header", &bad, "malformed");
+        bad[14] = 0x65;
+        check(&steering, Side::Client, "IPv6 in an IPv4 frame", &bad, "malformed");
+        bad[14] = 0x4f; // options that are not there
+        check(&steering, Side::Client, "long IPv4 header", &bad[..60], "malformed");
+        let mut arp = v4().bytes();
+        arp[12..14].copy_from_slice(&[0x08, 0x06]);
+        check(&steering, Side::Client, "ARP", &arp, "not_ip");
+    });
+}
+
+#[test]
+fn no_rule_selects_nothing_and_an_empty_rule_all() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        for (rules, why) in [(vec![], "not_selected"), (vec![Rule::default()], "selected")] {
+            let (steering, _) = Network::attach(&rules, XdpMode::Auto, Cross::Devmap);
+            for side in Side::ALL {
+                check(&steering, side, "IPv4", &v4().bytes(), why);
+                check(&steering, side, "IPv6", &v6().bytes(), why);
+            }
+        }
+    });
+}
+
+#[test]
+fn rule_64_works_and_rule_65_is_refused() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        let mut rules: Vec<Rule> =
+            (0..64).map(|port| Rule { server_ports: vec![port..=port], ..Rule::default() }).collect();
+        let (steering, ports) = Network::attach(&rules, XdpMode::Auto, Cross::Devmap);
+        check(&steering, Side::Client, "last", &to("192.0.2.7:1", "10.0.0.5:63").bytes(), "selected");
+        check(&steering, Side::Client, "none", &to("192.0.2.7:1", "10.0.0.5:64").bytes(), "not_selected");
+        drop(steering);
+        rules.push(Rule::default());
+        let error = Steering::attach(&ports[0], &ports[1], &rules, XdpMode::Auto, Cross::Devmap).unwrap_err();
+        assert!(error.to_string().contains("65 taps"), "{error}");
+    });
+}
