@@ -9,7 +9,8 @@ use common::{Lab, Random, lacks_rights, need};
 use tempfile::TempDir;
 
 fn socktap(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_socktap")).args(arguments).output().expect("socktap starts")
+    let mut command = Command::new("timeout");
+    command.args(["-k", "2", "60", env!("CARGO_BIN_EXE_socktap")]).args(arguments).output().expect("timeout starts")
 }
 
 /// stdout and stderr of a command that must end with `code`.
@@ -139,7 +140,7 @@ fn a_missing_interface_is_refused_with_those_that_there_are() {
         ("[ports]\nclient = \"port8\"\nserver = \"port2\"\n", "ops.toml:2:10:"),
     ] {
         let file = lab.write("ops.toml", ops);
-        let output = lab.socktap_command(&["run", &file.to_string_lossy()]).output().expect("socktap starts");
+        let output = lab.socktap_output(&["run", &file.to_string_lossy()]);
         let (_, stderr) = texts(&output, 2);
         for words in [line, "port1", "port2"] {
             assert!(stderr.contains(words), "does not say {words:?}:\n{stderr}");
@@ -169,7 +170,7 @@ fn check_tells_what_each_tap_selects_and_attaches_nothing() {
              [[tap]]\nname = \"rest\"\n",
         ),
     );
-    let output = lab.socktap_command(&["check", &file.to_string_lossy()]).output().expect("socktap starts");
+    let output = lab.socktap_output(&["check", &file.to_string_lossy()]);
     let (stdout, _) = texts(&output, 0);
     for words in ["framed", "10.77.0.0/24", "4444", "5000-5010", "parse_len4", "by_first_byte", "rest"] {
         assert!(stdout.contains(words), "does not say {words:?}:\n{stdout}");

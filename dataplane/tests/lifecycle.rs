@@ -184,12 +184,18 @@ fn the_metrics_tell_what_happened() {
     let ops = lab.ops("", &format!("[metrics]\nlisten = \"127.0.0.1:9464\"\n\n{PASS_ALL}"));
     let mut socktap = lab.socktap(&ops);
     assert_eq!(lab.client.run("curl", &["-sS", "--fail", &format!("http://{SERVER_V4}/hello")]), "hello\n");
-    let metrics = lab.wire.run("curl", &["-sS", "--fail", "http://127.0.0.1:9464/metrics"]);
-    let values: Vec<f64> = metrics
-        .lines()
-        .filter(|line| line.starts_with("socktap_") && line.contains("flows_opened"))
-        .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
-        .collect();
-    assert_eq!(values.iter().sum::<f64>(), 1.0, "one flow was opened:\n{metrics}");
+    // A worker publishes its counters now and then.
+    let mut metrics = String::new();
+    wait_until("the counters to tell of one flow that was opened, established and closed", STEP_LIMIT, || {
+        metrics = lab.wire.run("curl", &["-sS", "--fail", "http://127.0.0.1:9464/metrics"]);
+        ["opened", "established", "closed"].iter().all(|event| {
+            metrics.lines().any(|line| {
+                line.starts_with("socktap_flow_events_total{")
+                    && line.contains(&format!("event=\"{event}\""))
+                    && line.ends_with("} 1")
+            })
+        })
+    });
+    assert!(metrics.contains("socktap_xdp_frames_total{"), "{metrics}");
     socktap.assert_healthy();
 }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use tempfile::TempDir;
@@ -114,6 +114,11 @@ impl Lab {
         }
         command.env("RUST_BACKTRACE", "1");
         command
+    }
+
+    /// Runs `socktap` with these arguments on the wire to its end, within the step limit.
+    pub fn socktap_output(&self, arguments: &[&str]) -> Output {
+        self.wire.output(&socktap_binary().to_string_lossy(), arguments)
     }
 
     /// Writes the objects of the filters that ship with socktap: `redis.bpf.o`, `http1.bpf.o`, `lines.bpf.o`, `len4.bpf.o`.

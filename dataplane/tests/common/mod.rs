@@ -50,10 +50,11 @@ pub fn lacks_rights() -> bool {
 pub fn need(programs: &[&str]) {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     for program in programs {
-        let found = path.split(':').any(|folder| std::path::Path::new(folder).join(program).is_file());
+        let found =
+            program.contains('/') || path.split(':').any(|folder| std::path::Path::new(folder).join(program).is_file());
         let package = match *program {
             "ip" => "iproute2",
-            "nginx" => "nginx-light",
+
             "redis-server" | "redis-cli" | "redis-benchmark" => "redis-server redis-tools",
             "ab" => "apache2-utils",
             "ping" => "iputils-ping",
