@@ -61,7 +61,7 @@ on() {
 start() {
     local host=$1 log=$2
     shift 2
-    printf '%s$ %s &\n' "$host" "${*/#$PWD\//}"
+    printf '%s$%s &\n' "$host" "$(printf " %s" "${@/#$PWD\//}" | sed "s/  / '' /")"
     ip netns exec "$id-$host" "$@" < /dev/null > "$folder/$log" 2>&1 &
     started+=($!)
 }

@@ -243,3 +243,31 @@ fn a_slow_reader_holds_the_sender_back_and_loses_nothing() {
     });
     socktap.assert_healthy();
 }
+
+#[test]
+fn lines_with_the_forbidden_word_vanish() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops(
+        "",
+        "[[tap]]\nname = \"lines\"\nserver_port = [4444]\n\
+         receive = { object = \"lines.bpf.o\", parser = \"parse_line\", verdict = \"no_word\" }\n",
+    ));
+    let mut random = Random::from_environment(11);
+    let (mut sent, mut expected) = (String::new(), String::new());
+    for index in 0..500 {
+        let text = "abcdefghij ".repeat(random.between(0, 120));
+        let forbidden = random.between(0, 3) == 0;
+        let line = format!("{index} {text}{}{text}\n", if forbidden { "a Secret" } else { "nothing" });
+        sent += &line;
+        if !forbidden {
+            expected += &line;
+        }
+    }
+    let (client, served) = pair(&lab, SERVER_V4);
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_in_chunks(&client, sent.as_bytes(), &mut random));
+        assert_same_bytes("lines", &read_to_end(&served, "server"), expected.as_bytes());
+    });
+    socktap.assert_healthy();
+}

@@ -54,7 +54,6 @@ pub fn need(programs: &[&str]) {
             program.contains('/') || path.split(':').any(|folder| std::path::Path::new(folder).join(program).is_file());
         let package = match *program {
             "ip" => "iproute2",
-
             "redis-server" | "redis-cli" | "redis-benchmark" => "redis-server redis-tools",
             "ab" => "apache2-utils",
             "ping" => "iputils-ping",
