@@ -1,0 +1,69 @@
+//! Bytes in, messages with verdicts out: a stream is cut into messages by one BPF program and judged by another.
+//!
+//! ```text
+//!   object file (clang -target bpf)                       bytes of a stream, in a MessageBuffer
+//!        │ Object::load: ELF, maps, relocation                        │
+//!        │ Object::verify: the kernel's verifier                      ▼
+//!        ▼                                                 ┌─ Filter::next ─────────────────────┐
+//!      Object ──── Object::program, once per thread ────▶  │ stream parser ──▶ length           │
+//!        │ maps, globals: shared by all                    │ verdict ──▶ pass, drop, disconnect │
+//!        ▼                                                 └────────────────────────────────────┘
+//!   map_value, take_printed                                           │ Step
+//! ```
+//!
+//! Programs are ordinary kernel objects: sections `sk_skb/stream_parser` and `sk_skb/stream_verdict`, context
+//! `struct __sk_buff`, array maps, global variables, and the helpers `bpf_map_lookup_elem`, `bpf_map_update_elem`,
+//! `bpf_ktime_get_ns`, `bpf_get_prandom_u32`, `bpf_trace_printk`, `bpf_skb_load_bytes`, `bpf_skb_pull_data`. The same file loads
+//! into a kernel sockmap. `STAP_DISCONNECT` (2) is one more verdict, which the kernel takes for a drop.
+//!
+//! What holds:
+//! - A program can neither crash nor hang its caller, verified or not: what it must not do is a [`ProgramFault`], and a file
+//!   that cannot be run is a [`LoadError`].
+//! - It reads and writes only its own stack, its context, the bytes that it was called on, and its object's maps. (The
+//!   interpreter looks at the first byte of an access to a map only; up to 7 bytes behind each map are ours too.)
+//! - It sees the bytes from `data` to `data_end` and no more: a parser all that are available from the head of the message on, a
+//!   verdict exactly the message.
+//! - How a stream is spread over calls changes neither messages nor verdicts.
+//! - No clock and no source of randomness is asked: time and seeds are arguments.
+//!
+//! A program may write to the bytes that it was called on, since the kernel's verifier lets it (`sk_skb` programs have
+//! direct packet access). What it writes stays in the [`MessageBuffer`]: a verdict sees what the parser wrote. Whether it is
+//! passed on is for the owner of the buffer to decide; the dataplane fills the buffer with a copy, and passes on what the
+//! sender sent.
+//!
+//! Nothing but [`program`] knows what executes the bytecode.
+
+mod context;
+mod error;
+mod helpers;
+mod instruction;
+mod lower;
+mod maps;
+mod memory;
+mod names;
+mod object;
+mod print;
+mod program;
+mod stream_parser;
+mod verdict;
+mod verify;
+
+pub use context::FlowInfo;
+pub use error::LoadError;
+pub use memory::{MemoryError, MessageBuffer};
+pub use object::{Kind, Object};
+pub use program::{Program, ProgramFault};
+pub use stream_parser::{Filter, Step, StreamError, StreamState};
+pub use verdict::Verdict;
+
+/// The filters that ship with socktap, as object files; their sources are in `programs/`.
+pub mod shipped {
+    /// RESP: `parse_command`, `parse_reply`, and the verdict `no_flush`.
+    pub const REDIS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/redis.bpf.o"));
+    /// HTTP/1 requests: `parse_request`, and the verdict `no_admin`.
+    pub const HTTP1: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/http1.bpf.o"));
+    /// Newline-terminated text: `parse_line`, and a verdict.
+    pub const LINES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lines.bpf.o"));
+    /// A 4-byte big-endian length before each message: `parse_len4`, and the verdict `by_first_byte`.
+    pub const LEN4: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/len4.bpf.o"));
+}

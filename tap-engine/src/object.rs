@@ -1,0 +1,265 @@
+//! A BPF object file: its programs, its maps and its global variables.
+//!
+//! The ELF file is read and linked by aya-obj, in this order: parse → make maps → relocate references to maps, with a map's
+//! index in place of a file descriptor → relocate calls, which appends to each program all that it calls → lower each program.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+
+use aya_obj::programs::SkSkbKind;
+use aya_obj::{EbpfSectionKind, ProgramSection};
+
+use crate::error::LoadError;
+use crate::instruction::Instruction;
+use crate::lower::{Bytecode, Refusal, lower};
+use crate::maps::Maps;
+use crate::names;
+use crate::print::PrintLog;
+use crate::program::{Parts, Program};
+use crate::verify;
+
+/// What a program is for; its section declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Tells the length of the message at the head of a stream: `SEC("sk_skb/stream_parser")`.
+    StreamParser,
+    /// Judges a message: `SEC("sk_skb/stream_verdict")`.
+    StreamVerdict,
+}
+
+impl Kind {
+    /// The section that declares it; a `/suffix` may follow.
+    pub fn section(self) -> &'static str {
+        match self {
+            Self::StreamParser => "sk_skb/stream_parser",
+            Self::StreamVerdict => "sk_skb/stream_verdict",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::StreamParser => "stream parser",
+            Self::StreamVerdict => "stream verdict",
+        })
+    }
+}
+
+/// A BPF object file, as `clang -O2 -g -target bpf` makes it. Its maps and global variables exist once and are shared by all
+/// instances of its programs, in all threads.
+#[derive(Debug)]
+pub struct Object {
+    name: String,
+    bytes: Vec<u8>,
+    /// By name, in alphabetical order.
+    functions: Vec<Function>,
+    maps: Arc<Maps>,
+    printed: Arc<PrintLog>,
+}
+
+#[derive(Debug)]
+struct Function {
+    name: String,
+    kind: Kind,
+    bytecode: Arc<Bytecode>,
+}
+
+impl Object {
+    /// Reads and links the object file at `path`. Every program in it is checked.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not a BPF object, or needs what the engine does not have.
+    pub fn load(path: &Path) -> Result<Self, LoadError> {
+        let bytes = std::fs::read(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => LoadError::NotFound { path: path.to_owned() },
+            _ => LoadError::Unreadable { path: path.to_owned(), source },
+        })?;
+        Self::from_bytes(&path.display().to_string(), &bytes)
+    }
+
+    /// As [`load`](Self::load), from the file's contents; `name` is for messages.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
+        // aya-obj indexes by numbers that it finds in the file without checking all of them: a damaged file can make it
+        // panic. It has no state that outlives the call, so nothing is left half done.
+        let linked = catch_unwind(AssertUnwindSafe(|| link(name, bytes)));
+        let (maps, programs) = linked.unwrap_or_else(|_| {
+            Err(LoadError::NotBpf { object: name.to_owned(), reason: "its tables point to what is not there".into() })
+        })?;
+        if programs.is_empty() {
+            return Err(LoadError::NoPrograms { object: name.to_owned() });
+        }
+        let mut functions = Vec::new();
+        for (function, kind, instructions) in programs {
+            let bytecode = lower(&instructions, &maps).map_err(|refusal| refused(name, &function, refusal))?;
+            functions.push(Function { name: function, kind, bytecode: Arc::new(bytecode) });
+        }
+        functions.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Self {
+            name: name.to_owned(),
+            bytes: bytes.to_owned(),
+            functions,
+            maps: Arc::new(maps),
+            printed: Arc::default(),
+        })
+    }
+
+    /// The name that it was loaded with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its programs by name, with their kinds.
+    pub fn functions(&self) -> impl Iterator<Item = (&str, Kind)> {
+        self.functions.iter().map(|function| (function.name.as_str(), function.kind))
+    }
+
+    /// Loads every program into the running kernel once, as the type that its section declares, and removes it again: so the
+    /// kernel's own verifier judges it. Needs the rights to load BPF programs.
+    ///
+    /// # Errors
+    /// [`LoadError::Refused`] with the end of the verifier's log, [`LoadError::NotPermitted`], [`LoadError::KernelFailed`].
+    pub fn verify(&self) -> Result<(), LoadError> {
+        verify::verify(&self.name, &self.bytes, self.functions())
+    }
+
+    /// An instance of `function` for the calling thread.
+    ///
+    /// # Errors
+    /// There is no such function, or it is of another kind.
+    pub fn program(self: &Arc<Self>, function: &str, kind: Kind) -> Result<Program, LoadError> {
+        let Some(found) = self.functions.iter().find(|found| found.name == function) else {
+            let known: Vec<String> = self.functions().map(|(name, kind)| format!("{name} ({kind})")).collect();
+            return Err(LoadError::NoSuchFunction {
+                object: self.name.clone(),
+                function: function.to_owned(),
+                known: known.join(", "),
+            });
+        };
+        if found.kind != kind {
+            return Err(LoadError::WrongKind {
+                object: self.name.clone(),
+                function: function.to_owned(),
+                found: found.kind,
+                wanted: kind,
+            });
+        }
+        let parts = Parts {
+            kind,
+            function: function.to_owned(),
+            bytecode: Arc::clone(&found.bytecode),
+            maps: Arc::clone(&self.maps),
+            printed: Arc::clone(&self.printed),
+        };
+        Program::new(parts, |reason| refused(&self.name, function, Refusal::Program(reason)))
+    }
+
+    /// A copy of value `index` of the array map `map`, or of the global data `.data`, `.bss`, `.rodata` (value 0); `None` if
+    /// there is no such map or value. While programs run it can hold a part of one value and a part of another.
+    pub fn map_value(&self, map: &str, index: u32) -> Option<Vec<u8>> {
+        self.maps.by_name(map)?.value(index)
+    }
+
+    /// Overwrites value `index` of the array map `map`; false if there is none, or if `value` is not of its size.
+    pub fn set_map_value(&self, map: &str, index: u32, value: &[u8]) -> bool {
+        self.maps.by_name(map).is_some_and(|map| map.set_value(index, value))
+    }
+
+    /// Takes the latest lines that its programs have printed with `bpf_trace_printk`, each with its function's name; at most
+    /// 256 are kept.
+    pub fn take_printed(&self) -> Vec<String> {
+        self.printed.take()
+    }
+}
+
+/// Name, kind and linked instructions.
+type Linked = (String, Kind, Vec<Instruction>);
+
+fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Linked>), LoadError> {
+    let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
+    check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
+    let mut object = aya_obj::Object::parse(bytes).map_err(|error| not_bpf(chain(&error)))?;
+    if object.has_btf_relocations() {
+        return Err(not_bpf("it has CO-RE relocations, which need the types of a kernel".into()));
+    }
+
+    let mut definitions: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
+    definitions.retain(|(_, map)| is_real(map));
+    definitions.sort_by(|one, other| one.0.cmp(&other.0));
+    let maps = Maps::new(name, definitions.iter().map(|(name, map)| (name.as_str(), map)))?;
+
+    let text_sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
+    let by_index = definitions.iter().enumerate().map(|(index, (name, map))| (name.as_str(), index as i32, map));
+    object.relocate_maps(by_index, &text_sections).map_err(|error| not_bpf(chain(&error)))?;
+    object.relocate_calls(&text_sections).map_err(|error| not_bpf(chain(&error)))?;
+
+    let mut programs = Vec::new();
+    for (function, program) in &object.programs {
+        let kind = match program.section {
+            ProgramSection::SkSkbStream { kind: SkSkbKind::StreamParser } => Kind::StreamParser,
+            ProgramSection::SkSkbStream { kind: SkSkbKind::StreamVerdict } => Kind::StreamVerdict,
+            _ => continue,
+        };
+        let linked = object.functions.get(&program.function_key());
+        let instructions = linked.map(|linked| linked.instructions.iter().map(Instruction::from).collect());
+        programs.push((function.clone(), kind, instructions.unwrap_or_default()));
+    }
+    Ok((maps, programs))
+}
+
+/// An empty section of global data is no map.
+fn is_real(map: &aya_obj::Map) -> bool {
+    match map.section_kind() {
+        EbpfSectionKind::Data | EbpfSectionKind::Rodata | EbpfSectionKind::Bss => map.value_size() > 0,
+        _ => true,
+    }
+}
+
+/// The first bytes of an ELF file for this machine's BPF.
+fn check_header(bytes: &[u8]) -> Result<(), &'static str> {
+    const EM_BPF: u16 = 247;
+    let little = cfg!(target_endian = "little");
+    match bytes {
+        [0x7f, b'E', b'L', b'F', ..] => {}
+        _ => return Err("it is not an ELF file"),
+    }
+    match bytes.get(18..20).map(|machine| u16::from_ne_bytes([machine[0], machine[1]])) {
+        _ if bytes.get(5) != Some(&if little { 1 } else { 2 }) => Err("it is for the other byte order"),
+        Some(EM_BPF) => Ok(()),
+        Some(_) => Err("it is an ELF file for another machine than BPF"),
+        None => Err("it is cut short"),
+    }
+}
+
+/// An error and all that caused it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn refused(object: &str, function: &str, refusal: Refusal) -> LoadError {
+    let (object, function) = (object.to_owned(), function.to_owned());
+    match refusal {
+        Refusal::Instruction(instruction, what) => {
+            LoadError::UnsupportedInstruction { object, function, instruction, what }
+        }
+        Refusal::Helper(instruction, number) => {
+            LoadError::UnsupportedHelper { object, function, instruction, helper: names::helper(number) }
+        }
+        Refusal::Program(reason) => LoadError::BadProgram { object, function, reason },
+    }
+}

@@ -1,0 +1,81 @@
+//! The kernel's verifier as a gate: what it refuses is not run.
+
+use std::io;
+
+use aya::programs::{ProgramError, SkSkb};
+use aya::{EbpfError, EbpfLoader};
+
+use crate::error::LoadError;
+use crate::object::{Kind, chain};
+
+/// Lines of the verifier's log that an error carries.
+const LOG_LINES: usize = 20;
+
+/// Loads `functions` of the object `bytes` into the kernel, one after the other; dropping them removes them.
+pub(crate) fn verify<'a>(
+    object: &str,
+    bytes: &[u8],
+    functions: impl Iterator<Item = (&'a str, Kind)>,
+) -> Result<(), LoadError> {
+    // The kernel's own types are needed for CO-RE only, and take long to read.
+    let mut loaded = EbpfLoader::new().btf(None).load(bytes).map_err(|error| failed(object, &error))?;
+    for (function, _) in functions {
+        let program = loaded.program_mut(function).ok_or_else(|| LoadError::KernelFailed {
+            object: object.to_owned(),
+            reason: format!("`{function}` was not found again"),
+        })?;
+        // The kernel has one type for both kinds; aya refuses other types here.
+        let program: &mut SkSkb =
+            program.try_into().map_err(|error| failed(object, &EbpfError::ProgramError(error)))?;
+        program.load().map_err(|error| refused(object, function, error))?;
+    }
+    Ok(())
+}
+
+fn refused(object: &str, function: &str, error: ProgramError) -> LoadError {
+    match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = last_lines(&verifier_log.to_string());
+            if log.is_empty() && io_error.kind() == io::ErrorKind::PermissionDenied {
+                return LoadError::NotPermitted { object: object.to_owned(), reason: io_error.to_string() };
+            }
+            let reason = io_error.to_string();
+            LoadError::Refused { object: object.to_owned(), function: function.to_owned(), reason, log }
+        }
+        other => failed(object, &EbpfError::ProgramError(other)),
+    }
+}
+
+/// An error before any program was looked at.
+fn failed(object: &str, error: &EbpfError) -> LoadError {
+    let reason = chain(error);
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        if error.downcast_ref::<io::Error>().is_some_and(denied) {
+            return LoadError::NotPermitted { object: object.to_owned(), reason };
+        }
+        cause = error.source();
+    }
+    LoadError::KernelFailed { object: object.to_owned(), reason }
+}
+
+/// The end of the log, without the statistics that follow the verdict, and without empty lines.
+fn last_lines(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_kept() {
+        let log: String = (0..50).map(|line| format!("line {line}\n\n")).collect();
+        let kept = last_lines(&log);
+        assert_eq!(kept.lines().count(), LOG_LINES);
+        assert!(kept.starts_with("line 30\n") && kept.ends_with("line 49"), "{kept}");
+        assert_eq!(last_lines(""), "");
+    }
+}
