@@ -1,0 +1,151 @@
+//! The names under which counters are shown to an operator.
+
+use std::sync::{Arc, Mutex};
+
+use xdp_redirect::Steering;
+
+use crate::counters::{Counters, DropReason, MessageError};
+use crate::events::EventSink;
+use crate::io::Published;
+use crate::metrics::{Sample, SampleKind};
+use crate::steer::Side;
+use crate::worker::TapState;
+
+/// Everything that has counters.
+pub struct Snapshot {
+    /// Names of the taps, in the order of the ops file.
+    pub taps: Vec<String>,
+    /// What the workers published.
+    pub published: Vec<Arc<Mutex<Published>>>,
+    /// The steering program.
+    pub steering: Arc<Mutex<Steering>>,
+    /// The event writer.
+    pub events: Option<EventSink>,
+}
+
+type Labels = Vec<(&'static str, String)>;
+
+impl Snapshot {
+    /// All counters as they are now, summed over the workers.
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = Samples(Vec::new());
+        self.steering_samples(&mut samples);
+        let mut total = Counters::new(self.taps.len());
+        let (mut flows, mut events_lost) = (0, self.events.as_ref().map_or(0, EventSink::lost));
+        for worker in &self.published {
+            let worker = worker.lock().expect("no thread panics while it holds this lock");
+            add(&mut total, &worker.counters);
+            flows += worker.flows as u64;
+            events_lost += worker.events_lost;
+        }
+        samples.gauge("socktap_flows", "Flows in the table, those in TIME-WAIT included.", vec![], flows);
+        samples.counter("socktap_events_lost", "Events that were not written.", vec![], events_lost);
+        worker_samples(&mut samples, &total);
+        for (tap, counters) in self.taps.iter().zip(&total.taps) {
+            tap_samples(&mut samples, tap, counters);
+        }
+        samples.0
+    }
+
+    fn steering_samples(&self, samples: &mut Samples) {
+        let counters = self.steering.lock().expect("no thread panics while it holds this lock").counters();
+        // A map that cannot be read is no reason to show nothing.
+        for (reason, by_side) in counters.unwrap_or_default() {
+            for side in Side::BOTH {
+                let labels = vec![("port", side.as_str().into()), ("decision", reason.into())];
+                let help = "Frames that the XDP program decided about.";
+                samples.counter("socktap_xdp_frames", help, labels, by_side[side as usize]);
+            }
+        }
+    }
+}
+
+struct Samples(Vec<Sample>);
+
+impl Samples {
+    fn counter(&mut self, name: &'static str, help: &'static str, labels: Labels, value: u64) {
+        self.0.push(Sample { name, help, labels, value, kind: SampleKind::Counter });
+    }
+
+    fn gauge(&mut self, name: &'static str, help: &'static str, labels: Labels, value: u64) {
+        self.0.push(Sample { name, help, labels, value, kind: SampleKind::Gauge });
+    }
+}
+
+fn worker_samples(samples: &mut Samples, total: &Counters) {
+    for side in Side::BOTH {
+        let port = || vec![("port", side.as_str().to_string())];
+        let index = side as usize;
+        samples.counter("socktap_frames_received", "Frames that workers took in.", port(), total.frames_received[index]);
+        samples.counter("socktap_frames_sent", "Frames that flows sent.", port(), total.frames_sent[index]);
+        let help = "Frames that workers sent across untouched, by the port they came in on.";
+        samples.counter("socktap_frames_forwarded", help, port(), total.frames_forwarded[index]);
+    }
+    let help = "Frames that changed hands to the worker that owns their flow.";
+    samples.counter("socktap_frames_handed_over", help, vec![], total.frames_handed_over);
+    for reason in DropReason::ALL {
+        let labels = vec![("reason", reason.as_str().into())];
+        samples.counter("socktap_frames_dropped", "Frames dropped.", labels, total.dropped[reason as usize]);
+    }
+}
+
+fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::TapCounters) {
+    let name = || ("tap", tap.to_string());
+    let flows = [
+        ("opened", counters.flows_opened),
+        ("established", counters.flows_established),
+        ("refused", counters.flows_refused),
+        ("reset", counters.flows_reset),
+        ("disconnected", counters.flows_disconnected),
+        ("timed_out", counters.flows_timed_out),
+        ("closed", counters.flows_closed),
+    ];
+    for (what, value) in flows {
+        samples.counter("socktap_flow_events", "What happened to flows.", vec![name(), ("event", what.into())], value);
+    }
+    for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
+        let labels = || vec![name(), ("direction", kind.to_string())];
+        for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
+            let mut labels = labels();
+            labels.push(("verdict", verdict.into()));
+            samples.counter("socktap_messages", "Messages judged.", labels.clone(), direction.messages[index]);
+            samples.counter("socktap_message_bytes", "Bytes of judged messages.", labels, direction.bytes[index]);
+        }
+        let help = "Bytes that passed without being judged.";
+        samples.counter("socktap_unjudged_bytes", help, labels(), direction.unjudged_bytes);
+        let help = "Bytes discarded after a parse error.";
+        samples.counter("socktap_discarded_bytes", help, labels(), direction.discarded_bytes);
+        for (error, &value) in MessageError::NAMES.iter().zip(&direction.errors) {
+            let mut labels = labels();
+            labels.push(("error", error.to_string()));
+            samples.counter("socktap_parse_errors", "Streams that could not be cut further.", labels, value);
+        }
+    }
+}
+
+fn add(total: &mut Counters, worker: &Counters) {
+    fn each<const N: usize>(total: &mut [u64; N], worker: &[u64; N]) {
+        total.iter_mut().zip(worker).for_each(|(total, worker)| *total += worker);
+    }
+    each(&mut total.frames_received, &worker.frames_received);
+    each(&mut total.frames_sent, &worker.frames_sent);
+    each(&mut total.frames_forwarded, &worker.frames_forwarded);
+    each(&mut total.dropped, &worker.dropped);
+    total.frames_handed_over += worker.frames_handed_over;
+    for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
+        total.flows_opened += worker.flows_opened;
+        total.flows_established += worker.flows_established;
+        total.flows_refused += worker.flows_refused;
+        total.flows_reset += worker.flows_reset;
+        total.flows_disconnected += worker.flows_disconnected;
+        total.flows_timed_out += worker.flows_timed_out;
+        total.flows_closed += worker.flows_closed;
+        for (total, worker) in total.directions.iter_mut().zip(&worker.directions) {
+            each(&mut total.messages, &worker.messages);
+            each(&mut total.bytes, &worker.bytes);
+            each(&mut total.errors, &worker.errors);
+            total.unjudged_bytes += worker.unjudged_bytes;
+            total.discarded_bytes += worker.discarded_bytes;
+        }
+    }
+}
