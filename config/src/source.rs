@@ -122,7 +122,8 @@ impl Source {
         let mut out = format!("{}:{}:{}: {headline}", self.path.display(), at.line, at.column);
         if let Some(line) = self.text.split('\n').nth(at.line - 1) {
             // A window of the line, so that one enormous line does not fill the screen.
-            let skip = at.column.saturating_sub(1 + WINDOW / 2);
+            let whole = line.chars().count() <= WINDOW;
+            let skip = if whole { 0 } else { at.column.saturating_sub(1 + WINDOW / 2) };
             // Control characters would do things to the terminal; a tab would move the caret.
             let shown: String =
                 line.chars().skip(skip).take(WINDOW).map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -212,6 +213,11 @@ mod tests {
         assert!(shown.lines().all(|line| line.len() <= WINDOW + 4), "{shown}");
         let (text, carets) = (shown.lines().nth(2).unwrap(), shown.lines().nth(3).unwrap());
         assert_eq!(text.find("bad"), carets.find("^^^"));
+        // A line that fits is shown from its beginning.
+        let text = format!("{}bad", "a".repeat(WINDOW - 3));
+        let s = source(&text);
+        let shown = s.diagnostic(s.location(WINDOW - 3..WINDOW), "here".into(), None).to_string();
+        assert_eq!(shown.lines().nth(2).unwrap(), format!("1 | {text}"));
     }
 
     #[test]
