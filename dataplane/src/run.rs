@@ -215,7 +215,7 @@ impl Seeds {
 }
 
 fn make_tap(tap: &LoadedTap, max_message: usize) -> Result<Tap, tap_engine::LoadError> {
-    let filter = |direction: &Option<LoadedDirection>| {
+    let filter = |direction: &Option<LoadedDirection>| -> Result<Option<Filter>, tap_engine::LoadError> {
         let Some(direction) = direction else { return Ok(None) };
         let parser = direction.object.program(&direction.parser, Kind::StreamParser)?;
         let verdict = match &direction.verdict {
