@@ -46,7 +46,7 @@ pub struct Session {
     pub end: Option<End>,
     write_at: Instant,
     read_at: Instant,
-    /// When something last happened.
+    /// When it last read or wrote something.
     active: Instant,
     /// When it last heard of the other host, or asked for it.
     heard: Instant,
@@ -150,12 +150,15 @@ impl Host {
         let mut wake = self.to_open.last().map(|&number| self.connections[number].open_at);
         loop {
             let application = self.run_applications(now);
-            let probe = self.keep_alive(now);
+            let (probes, probe) = self.keep_alive(now);
             while !matches!(
                 self.interface.poll_egress(now, &mut self.device, &mut self.sockets),
                 smoltcp::iface::PollResult::None
             ) {}
             self.forget_closed();
+            for packet in probes {
+                send([&self.header[..], &packet].concat());
+            }
             if self.device.sent.is_empty() {
                 wake = [wake, application, probe].into_iter().flatten().min();
                 break;
@@ -204,7 +207,6 @@ impl Host {
         self.accept(now)?;
         for (position, state) in before {
             let session = &mut self.sessions[position];
-            session.active = now;
             let Some(handle) = session.socket else { continue };
             let socket = self.sockets.get_mut::<Socket>(handle);
             if state == State::SynReceived && socket.state() == State::Listen {
@@ -319,9 +321,9 @@ impl Host {
     }
 
     /// Asks for the other host where nothing was heard of it for long; returns when to ask next.
-    fn keep_alive(&mut self, now: Instant) -> Option<Instant> {
-        let interval = self.plan.keep_alive?;
-        let mut wake = None;
+    fn keep_alive(&mut self, now: Instant) -> (Vec<Vec<u8>>, Option<Instant>) {
+        let (mut probes, mut wake) = (Vec::new(), None);
+        let Some(interval) = self.plan.keep_alive else { return (probes, wake) };
         for session in self.sessions.iter_mut().filter(|session| session.established && session.end.is_none()) {
             let Some(handle) = session.socket else { continue };
             let socket = self.sockets.get::<Socket>(handle);
@@ -332,12 +334,12 @@ impl Host {
             if now >= session.heard + interval {
                 let ports = (local.port, remote.port);
                 let probe = self.mend.probe(local.addr, remote.addr, ports, self.plan.window_scale());
-                self.device.sent.extend(probe);
+                probes.extend(probe);
                 session.heard = now;
             }
             wake = [wake, Some(session.heard + interval)].into_iter().flatten().min();
         }
-        wake
+        (probes, wake)
     }
 
     /// Removes sockets that are closed and whose bytes were all read.

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 
+use config::OnParseError;
 use dataplane::counters::DropReason;
-use dataplane::pump::OnParseError;
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
