@@ -21,8 +21,8 @@
 //!   that cannot be run is a [`LoadError`].
 //! - It reads and writes only its own stack, its context, the bytes that it was called on, and its object's maps. (The
 //!   interpreter looks at the first byte of an access to a map only; up to 7 bytes behind each map are ours too.)
-//! - It sees the bytes from `data` to `data_end` and no more: a parser all that are available from the head of the message on, a
-//!   verdict exactly the message.
+//! - It sees the bytes from `data` to `data_end` and no more: a parser all that are available from the head of the message on (as far as
+//!   a message may reach), a verdict exactly the message.
 //! - How a stream is spread over calls changes neither messages nor verdicts.
 //! - No clock and no source of randomness is asked: time and seeds are arguments.
 //!
@@ -47,6 +47,9 @@ mod program;
 mod stream_parser;
 mod verdict;
 mod verify;
+
+#[cfg(test)]
+mod kernel_oracle;
 
 pub use context::FlowInfo;
 pub use error::LoadError;

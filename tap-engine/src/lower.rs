@@ -74,6 +74,9 @@ pub(crate) fn lower(program: &[Instruction], maps: &Maps) -> Result<Bytecode, Re
 
 /// Checks each instruction; tells which slots are the second halves of 64-bit loads.
 fn check_all(program: &[Instruction]) -> Result<Vec<bool>, Refusal> {
+    if program.is_empty() {
+        return Err(Refusal::Program("it is empty".into()));
+    }
     if program.len() > MAX_SLOTS {
         return Err(Refusal::Program(format!("{} instructions; {MAX_SLOTS} are the limit", program.len())));
     }

@@ -4,6 +4,7 @@
 //! [`lower`](crate::lower) has made fit for it. Every access of a program is checked: one outside of its stack, its context,
 //! its message and its maps is a [`ProgramFault`].
 
+use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -16,7 +17,7 @@ use crate::error::LoadError;
 use crate::helpers::{self, Environment};
 use crate::lower::Bytecode;
 use crate::maps::Maps;
-use crate::memory::{MessageBuffer, Reach};
+use crate::memory::{MessageBuffer, Reach, STACK_SIZE};
 use crate::names;
 use crate::object::Kind;
 use crate::print::PrintLog;
@@ -151,13 +152,7 @@ impl std::fmt::Debug for Program {
 
 fn make_vm<'a>(bytecode: &'a Bytecode, maps: &Maps) -> Result<Vm<'a>, std::io::Error> {
     let mut vm = rbpf::EbpfVmMbuff::new(Some(&bytecode.bytes))?;
-    vm.set_stack_usage_calculator(
-        |_, slot, frames| {
-            let frames = frames.downcast_ref::<Vec<u16>>();
-            frames.and_then(|frames| frames.get(slot)).copied().unwrap_or(0)
-        },
-        Box::new(bytecode.frame.clone()),
-    )?;
+    vm.set_stack_usage_calculator(frame_of, Box::new(bytecode.frame.clone()))?;
     for (number, helper) in helpers::all() {
         vm.register_helper(number, helper)?;
     }
@@ -165,4 +160,12 @@ fn make_vm<'a>(bytecode: &'a Bytecode, maps: &Maps) -> Result<Vm<'a>, std::io::E
         vm.register_allowed_memory(map.addresses());
     }
     Ok(vm)
+}
+
+/// Bytes of stack of the function that `slot` belongs to. `frames` is what `make_vm` gave, in a box, which rbpf lends as it is.
+fn frame_of(_: &[u8], slot: usize, frames: &mut dyn Any) -> u16 {
+    let boxed = frames.downcast_ref::<Box<dyn Any>>();
+    let frames = boxed.and_then(|boxed| boxed.downcast_ref::<Vec<u16>>()).or_else(|| frames.downcast_ref());
+    // Beyond the end are only the numbers that rbpf takes for slots where a helper is called: nothing runs there.
+    frames.and_then(|frames| frames.get(slot)).copied().unwrap_or(STACK_SIZE as u16)
 }

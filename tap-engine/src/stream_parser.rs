@@ -8,6 +8,8 @@
 //! | `-EPROTO`: a length that lies in bytes seen before | [`StreamError::BadLength`] |
 //! | `-EMSGSIZE`: longer than `max_msg_size` | [`StreamError::MessageTooBig`] |
 
+use std::ops::Range;
+
 use crate::context::FlowInfo;
 use crate::memory::MessageBuffer;
 use crate::object::Kind;
@@ -72,7 +74,7 @@ pub enum StreamError {
         seen: usize,
     },
     /// The message is longer than it may be.
-    #[error("a message of {} bytes is more than {max}", .length.map_or("more".into(), |length| length.to_string()))]
+    #[error("{}", too_big(*.length, *.max))]
     MessageTooBig {
         /// Its length; `None`: the parser does not know it although `max` bytes are there.
         length: Option<usize>,
@@ -82,6 +84,13 @@ pub enum StreamError {
     /// The parser or the verdict did what programs must not do.
     #[error("program fault: {0}")]
     Fault(#[from] ProgramFault),
+}
+
+fn too_big(length: Option<usize>, max: usize) -> String {
+    match length {
+        Some(length) => format!("a message of {length} bytes is more than the limit of {max}"),
+        None => format!("the parser does not know the message's length after {max} bytes, which is the limit"),
+    }
 }
 
 impl StreamError {
@@ -117,7 +126,8 @@ impl Filter {
         }
     }
 
-    /// Judges the message at the head of a stream, of which the bytes `start..end` of `buffer` are all that is there.
+    /// Judges the message at the head of a stream, of which the bytes `start..end` of `buffer` are all that is there. The parser
+    /// sees these, up to `max_message` of them; the verdict sees the message.
     ///
     /// After [`Step::Message`] the caller moves `start` on by its length, and calls again if bytes are left. After
     /// [`Step::NeedMore`] it calls again when there are more, with the head at `start` again. After [`Step::Error`] it stops.
@@ -143,10 +153,14 @@ impl Filter {
             if available <= stream.seen {
                 return Step::NeedMore { known_length: None };
             }
-            match self.parse(stream.seen, flow, now_ns, buffer, start, end) {
+            // No message reaches beyond `max_message`; and a parser that sees no further says the same about the same stream,
+            // however many bytes have arrived at once.
+            let head = start..start + available.min(self.max_message);
+            let shown = head.len();
+            match self.parse(stream.seen, flow, now_ns, buffer, head) {
                 Ok(Some(length)) => stream.length = length,
                 Ok(None) => {
-                    stream.seen = available;
+                    stream.seen = shown;
                     return Step::NeedMore { known_length: None };
                 }
                 Err(error) => return Step::Error(error),
@@ -172,14 +186,13 @@ impl Filter {
         flow: &FlowInfo,
         now_ns: u64,
         buffer: &mut MessageBuffer,
-        start: usize,
-        end: usize,
+        head: Range<usize>,
     ) -> Result<Option<usize>, StreamError> {
-        let max = self.max_message;
+        let (max, shown) = (self.max_message, head.len());
         // strparser takes the return value for an int.
-        match self.parser.run(flow, now_ns, buffer, start..end)? as i32 {
+        match self.parser.run(flow, now_ns, buffer, head)? as i32 {
             error @ ..=-1 => Err(StreamError::Unrecoverable(error.into())),
-            0 if end - start >= max => Err(StreamError::MessageTooBig { length: None, max }),
+            0 if shown == max => Err(StreamError::MessageTooBig { length: None, max }),
             0 => Ok(None),
             length => match length as usize {
                 length if length <= seen => Err(StreamError::BadLength { length, seen }),
@@ -194,7 +207,7 @@ impl Filter {
         flow: &FlowInfo,
         now_ns: u64,
         buffer: &mut MessageBuffer,
-        message: std::ops::Range<usize>,
+        message: Range<usize>,
     ) -> Result<Verdict, ProgramFault> {
         match &mut self.verdict {
             None => Ok(Verdict::Pass),

@@ -11,6 +11,9 @@ use crate::object::{Kind, chain};
 /// Lines of the verifier's log that an error carries.
 const LOG_LINES: usize = 20;
 
+/// Characters of such a line: with the states of all registers they can be thousands.
+const LINE_LENGTH: usize = 200;
+
 /// Loads `functions` of the object `bytes` into the kernel, one after the other; dropping them removes them.
 pub(crate) fn verify<'a>(
     object: &str,
@@ -60,10 +63,20 @@ fn failed(object: &str, error: &EbpfError) -> LoadError {
     LoadError::KernelFailed { object: object.to_owned(), reason }
 }
 
-/// The end of the log, without the statistics that follow the verdict, and without empty lines.
+/// The end of the log: the last lines, without empty ones and statistics, each cut at a length that can be read.
 fn last_lines(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+    let told =
+        |line: &&str| !line.is_empty() && !line.starts_with("verification time") && !line.starts_with("stack depth");
+    let lines: Vec<&str> = log.lines().map(str::trim_end).filter(told).collect();
+    let last = &lines[lines.len().saturating_sub(LOG_LINES)..];
+    last.iter().map(|line| cut(line)).collect::<Vec<_>>().join("\n")
+}
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(LINE_LENGTH) {
+        Some((end, _)) => format!("{} ...", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -77,5 +90,7 @@ mod tests {
         assert_eq!(kept.lines().count(), LOG_LINES);
         assert!(kept.starts_with("line 30\n") && kept.ends_with("line 49"), "{kept}");
         assert_eq!(last_lines(""), "");
+        assert_eq!(last_lines("why\nverification time 5 usec\nstack depth 8\n"), "why");
+        assert_eq!(last_lines(&"\u{e4}".repeat(300)).chars().count(), LINE_LENGTH + 4);
     }
 }

@@ -1,0 +1,253 @@
+//! What cannot be used is refused with a reason that its author understands, and never with a panic.
+
+mod common;
+
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+
+use common::{compile, compile_with, load};
+use proptest::prelude::*;
+use tap_engine::{FlowInfo, Kind, LoadError, MessageBuffer, Object};
+
+fn refusal(source: &str) -> String {
+    load(source).expect_err("it must be refused").to_string()
+}
+
+#[test]
+fn files_that_are_no_objects_are_told_apart() {
+    let missing = Object::load(Path::new("/nonexistent/filter.o")).unwrap_err();
+    assert!(matches!(missing, LoadError::NotFound { .. }), "{missing}");
+    assert_eq!(missing.to_string(), "there is no file /nonexistent/filter.o");
+    let folder = Object::load(Path::new("/")).unwrap_err();
+    assert!(matches!(folder, LoadError::Unreadable { .. }), "{folder}");
+    let own = Object::load(&std::env::current_exe().unwrap()).unwrap_err().to_string();
+    assert!(own.contains("another machine than BPF"), "{own}");
+    for (bytes, reason) in
+        [(&b""[..], "not an ELF file"), (b"int main() {}", "not an ELF file"), (b"\x7fELF\x02\x01", "cut short")]
+    {
+        let error = Object::from_bytes("x.o", bytes).unwrap_err().to_string();
+        assert!(error.starts_with("x.o is not a usable BPF object") && error.contains(reason), "{error}");
+    }
+}
+
+#[test]
+fn functions_that_are_not_there_are_named_with_those_that_are() {
+    let source =
+        "PARSER int parse(struct __sk_buff *skb) { return 1; } VERDICT int judge(struct __sk_buff *skb) { return 1; }";
+    let object = Arc::new(load(source).unwrap());
+    let error = object.program("prase", Kind::StreamParser).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "filter.bpf.o has no function `prase`\nhelp: it has judge (stream verdict), parse (stream parser)"
+    );
+    let error = object.program("judge", Kind::StreamParser).unwrap_err().to_string();
+    assert!(error.starts_with("`judge` in filter.bpf.o is a stream verdict, not a stream parser"), "{error}");
+    assert!(error.contains("SEC(\"sk_skb/stream_verdict\")"), "{error}");
+}
+
+#[test]
+fn an_object_without_programs_of_ours_says_so() {
+    let error = refusal("SEC(\"xdp\") int f(struct xdp_md *context) { return 2; }");
+    assert!(error.contains("holds no stream parser"), "{error}");
+}
+
+#[test]
+fn other_maps_are_refused_by_name() {
+    let error = refusal(
+        r#"
+        struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 4); __type(key, __u32); __type(value, __u64); } table SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) { __u32 key = 0; return bpf_map_lookup_elem(&table, &key) != 0; }"#,
+    );
+    assert!(
+        error.contains("`table`") && error.contains("BPF_MAP_TYPE_HASH") && error.contains("BPF_MAP_TYPE_ARRAY"),
+        "{error}"
+    );
+}
+
+#[test]
+fn other_helpers_are_refused_by_name() {
+    let error = refusal("VERDICT int f(struct __sk_buff *skb) { return bpf_get_smp_processor_id(); }");
+    assert!(error.contains("calls bpf_get_smp_processor_id (instruction 0)"), "{error}");
+    assert!(error.contains("bpf_map_lookup_elem"), "{error}");
+    let error = refusal(
+        r#"
+        static __attribute__((noinline)) long step(unsigned i, void *c) { return 0; }
+        VERDICT int f(struct __sk_buff *skb) { return bpf_loop(4, step, 0, 0); }"#,
+    );
+    assert!(error.contains("callback") || error.contains("bpf_loop"), "{error}");
+}
+
+#[test]
+fn the_engines_own_helpers_cannot_be_called() {
+    for number in ["0x73746101", "0x73746102"] {
+        let source = format!(
+            "static long (*own)(void *, long) = (void *){number}; VERDICT int f(struct __sk_buff *skb) {{ return own(skb, 4096); }}"
+        );
+        let error = refusal(&source);
+        assert!(error.contains("calls helper #"), "{error}");
+    }
+}
+
+#[test]
+fn atomics_are_refused_by_name() {
+    let error = refusal("long n; VERDICT int f(struct __sk_buff *skb) { __sync_fetch_and_add(&n, 1); return 1; }");
+    assert!(error.contains("an atomic operation"), "{error}");
+}
+
+#[test]
+fn legacy_packet_access_is_refused_by_name() {
+    let error = refusal(
+        r#"unsigned long long load_byte(void *skb, unsigned long long off) asm("llvm.bpf.load.byte");
+        VERDICT int f(struct __sk_buff *skb) { return load_byte(skb, 3); }"#,
+    );
+    assert!(error.contains("legacy packet access"), "{error}");
+}
+
+#[test]
+fn recursion_is_refused() {
+    let error = refusal(
+        r#"
+        static __attribute__((noinline)) int down(volatile int *n) { if (*n == 0) return 0; *n -= 1; return down(n) + *n; }
+        VERDICT int f(struct __sk_buff *skb) { volatile int n = skb->len; return down(&n); }"#,
+    );
+    assert!(error.contains("calls itself"), "{error}");
+}
+
+#[test]
+fn too_much_stack_is_refused() {
+    let error = refusal(
+        r#"
+        static __attribute__((noinline)) int inner(int n) { volatile char own[300]; own[n & 255] = 1; own[299] = 1; return own[n & 127]; }
+        VERDICT int f(struct __sk_buff *skb) { volatile char own[300]; own[skb->len & 255] = 1; own[299] = 2; return inner(own[4]) + own[5]; }"#,
+    );
+    assert!(error.contains("bytes of stack"), "{error}");
+}
+
+#[test]
+fn a_machine_for_the_other_byte_order_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (c, o) = (folder.path().join("f.c"), folder.path().join("f.o"));
+    std::fs::write(&c, "__attribute__((section(\"sk_skb/stream_parser\"))) int f(void *skb) { return 1; }").unwrap();
+    let clang =
+        std::process::Command::new("clang").args(["-O2", "-target", "bpfeb", "-c"]).arg(&c).arg("-o").arg(&o).status();
+    assert!(clang.unwrap().success());
+    let error = Object::load(&o).unwrap_err().to_string();
+    assert!(error.contains("other byte order"), "{error}");
+}
+
+/// With all that an object can have.
+static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 4); __type(key, __u32); __type(value, __u64); } counts SEC(".maps");
+        const volatile int limit = 3;
+        int calls = 5;
+        int zeroed;
+        static __attribute__((noinline)) int sum(unsigned char *data, unsigned char *end) {
+            int total = 0;
+            for (int i = 0; i < 16; i++) { if (data + i + 1 > end) break; total += data[i]; }
+            return total;
+        }
+        PARSER int parse(struct __sk_buff *skb) {
+            unsigned char *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+            zeroed++;
+            return (unsigned)sum(data, end) % 7u + limit;
+        }
+        VERDICT int judge(struct __sk_buff *skb) {
+            __u32 key = skb->len & 7;
+            __u64 *count = bpf_map_lookup_elem(&counts, &key);
+            if (count) *count += ++calls;
+            return key == 3;
+        }"#;
+    compile(source)
+});
+
+/// Loads, and runs all that could be loaded.
+fn try_all(bytes: &[u8]) {
+    let Ok(object) = Object::from_bytes("mutated", bytes) else { return };
+    let object = Arc::new(object);
+    let flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+    let mut buffer = MessageBuffer::new(64).unwrap();
+    for (name, kind) in object.functions() {
+        if let Ok(mut program) = object.program(name, kind) {
+            let _ = program.run(&flow, 0, &mut buffer, 0..64);
+        }
+    }
+}
+
+/// Panics inside the ELF reader are caught; their reports are of no use here.
+fn quietly() {
+    static QUIET: LazyLock<()> = LazyLock::new(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info
+                .location()
+                .is_some_and(|place| place.file().contains("aya-obj") || place.file().contains("/object-"))
+            {
+                usual(info);
+            }
+        }));
+    });
+    *QUIET
+}
+
+#[test]
+fn the_sample_loads_and_runs() {
+    let object = Arc::new(Object::from_bytes("sample", &SAMPLE).unwrap());
+    let mut parser = object.program("parse", Kind::StreamParser).unwrap();
+    assert_eq!(common::run(&mut parser, &[1, 2, 3]), Ok(9));
+    let mut verdict = object.program("judge", Kind::StreamVerdict).unwrap();
+    assert_eq!(common::run(&mut verdict, &[1, 2, 3]), Ok(1));
+}
+
+#[test]
+fn every_prefix_of_an_object_is_refused_or_runs() {
+    quietly();
+    (0..SAMPLE.len()).step_by(7).for_each(|length| try_all(&SAMPLE[..length]));
+}
+
+#[test]
+fn newer_instruction_sets_are_run_or_refused() {
+    let source = "VERDICT int f(struct __sk_buff *skb) { volatile int n = skb->len; return n * 3 == 9; }";
+    for flags in [["-mcpu=v1"], ["-mcpu=v2"], ["-mcpu=v3"]] {
+        let object = Arc::new(Object::from_bytes("f", &compile_with(source, &flags)).unwrap());
+        assert_eq!(common::run(&mut object.program("f", Kind::StreamVerdict).unwrap(), b"123"), Ok(1), "{flags:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..400), elf in any::<bool>()) {
+        quietly();
+        let mut bytes = bytes;
+        if elf && bytes.len() >= 64 {
+            bytes[..20].copy_from_slice(&SAMPLE[..20]);
+        }
+        prop_assert!(Object::from_bytes("random", &bytes).is_err());
+    }
+
+    #[test]
+    fn a_damaged_object_is_refused_or_runs(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6)) {
+        quietly();
+        let mut bytes = SAMPLE.clone();
+        for (place, value) in changes {
+            let at = place.index(bytes.len());
+            bytes[at] = value;
+        }
+        try_all(&bytes);
+    }
+
+    #[test]
+    fn damaged_code_is_refused_or_faults(
+        changes in prop::collection::vec((0..60_usize, 0..8_usize, any::<u8>()), 1..4),
+    ) {
+        quietly();
+        let mut bytes = SAMPLE.clone();
+        // The sections of code come first in clang's files, behind the header of 64 bytes.
+        for (instruction, byte, value) in changes {
+            bytes[64 + instruction * 8 + byte] = value;
+        }
+        try_all(&bytes);
+    }
+}
