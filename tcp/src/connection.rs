@@ -6,7 +6,7 @@ use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer};
 use smoltcp::time::{Duration, Instant};
 
-use crate::sequence::{Admission, Entry, Sequence, mend_options};
+use crate::sequence::{Admission, Entry, Queues, Sequence, mend_options};
 use crate::stack::{FrameSink, Stack};
 use crate::wire::{self, Flags, Headers, IPV4_HEADER, IPV6_HEADER, L2Header, Segment, TCP_HEADER};
 
@@ -236,10 +236,18 @@ impl Connection {
         if stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink) {
             return true;
         }
-        match stack.interface.poll_at(now, &self.sockets) {
-            Some(due) if due <= now => self.retry_at = now + RETRY,
-            None if self.send_queue() > 0 => self.revive(stack, now),
-            _ => {}
+        let mut due = stack.interface.poll_at(now, &self.sockets);
+        if due.is_none() && self.awaits_ack() && self.is_established_or_later() && self.state() != State::LastAck {
+            self.revive(stack, now);
+            if stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink)
+                || self.revive_fin(stack, now, l2, sink)
+            {
+                return true;
+            }
+            due = stack.interface.poll_at(now, &self.sockets);
+        }
+        if due.is_some_and(|due| due <= now) {
+            self.retry_at = now + RETRY;
         }
         false
     }
@@ -462,12 +470,14 @@ impl Connection {
         if matches!(state, Inner::CloseWait | Inner::Closing | Inner::LastAck | Inner::TimeWait) {
             self.sequence.fin_received = true;
         }
-        let syn_acked = !matches!(state, Inner::Listen | Inner::SynSent | Inner::SynReceived);
-        let fin_acked = matches!(state, Inner::FinWait2 | Inner::TimeWait);
-        let acked = self.queued.wrapping_sub(socket.send_queue() as u32);
-        let received = self.consumed.wrapping_add(socket.recv_queue() as u32);
-        let room = socket.recv_capacity() - socket.recv_queue();
-        self.sequence.update(syn_acked, acked, fin_acked, received, room);
+        self.sequence.update(&Queues {
+            syn_acked: !matches!(state, Inner::Listen | Inner::SynSent | Inner::SynReceived),
+            fin_acked: matches!(state, Inner::FinWait2 | Inner::TimeWait),
+            acked: self.queued.wrapping_sub(socket.send_queue() as u32),
+            unacked: socket.send_queue(),
+            received: self.consumed.wrapping_add(socket.recv_queue() as u32),
+            receive_room: socket.recv_capacity() - socket.recv_queue(),
+        });
     }
 
     /// Writes `entry` into the segment's headers and hands it to smoltcp.
@@ -539,19 +549,22 @@ impl Connection {
         if !self.finishing || self.ended.is_some() {
             return;
         }
-        if self.state() == State::CloseWait && self.send_queue() > self.sequence.send_window() {
-            return;
+        match self.state() {
+            // smoltcp would forget that its SYN is not acknowledged, and be one number off from then on.
+            State::SynSent | State::SynReceived => {}
+            State::CloseWait if self.send_queue() > self.sequence.send_window() => {}
+            _ => self.socket_mut().close(),
         }
-        self.socket_mut().close();
     }
 
     fn smoltcp_may_be_polled(&self, now: Instant) -> bool {
         self.time_wait_since.is_none_or(|since| now < since + TIME_WAIT_POLL)
     }
 
-    /// Bytes wait, but no timer of smoltcp runs: after a retransmission timeout with a closed window it has none that would
-    /// find out that the window has opened. An ACK as the peer would send it if nothing had changed starts the probe timer;
-    /// with an open window, the fourth starts a retransmission.
+    /// Something is not acknowledged, but no timer of smoltcp runs: after a retransmission timeout with a closed window it
+    /// has none that would find out that the window has opened, and after window probes none for what was sent before them.
+    /// An ACK as the peer would send it if nothing had changed starts the probe timer if the window is closed; the fourth
+    /// starts a retransmission.
     fn revive(&mut self, stack: &mut Stack, now: Instant) {
         let ip_length = if self.local.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
         let mut packet = [0; IPV6_HEADER + TCP_HEADER];
@@ -572,6 +585,18 @@ impl Connection {
                 break;
             }
         }
+    }
+
+    /// The last of [`Self::revive`]'s retransmissions does not begin by itself if only a FIN is left: a keep-alive that is
+    /// due makes it begin. True: the FIN was sent.
+    fn revive_fin(&mut self, stack: &mut Stack, now: Instant, l2: &L2Header, sink: &mut impl FrameSink) -> bool {
+        if self.send_queue() > 0 || stack.interface.poll_at(now, &self.sockets).is_some() {
+            return false;
+        }
+        self.socket_mut().set_keep_alive(Some(RETRY));
+        let sent = stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink);
+        self.socket_mut().set_keep_alive(None);
+        sent
     }
 }
 

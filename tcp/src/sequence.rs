@@ -13,6 +13,7 @@
 //! - It refuses a segment of which only the FIN is new, one that begins before and ends behind the window, and a bare ACK at
 //!   the window's right edge: all are changed into what it takes.
 //! - It takes the window of any segment, also of one that was overtaken: replaced by the last one.
+//! - It goes on probing a closed window when nothing is left to send, after our FIN without a pause: it sees an open one then.
 //! - Any RST in the window kills, and any SYN there is lost: RFC 5961.
 //!
 //! And on the way out ([`Sequence::sent`]):
@@ -40,6 +41,8 @@ pub(crate) struct Sequence {
     offset: Option<u32>,
     /// SND.UNA, as of the last [`Sequence::update`].
     pub(crate) snd_una: u32,
+    /// Behind the last byte of the send queue, as of the last [`Sequence::update`].
+    queue_end: u32,
     /// SND.NXT: behind the highest number ever sent.
     pub(crate) snd_nxt: u32,
     /// The peer's initial sequence number. None: it is not known yet.
@@ -68,6 +71,20 @@ pub(crate) struct Sequence {
     snd_wl1: u32,
     challenges: u32,
     challenges_since: Instant,
+}
+
+/// How far a connection has come. Numbers of bytes since it was established are modulo 2^32.
+pub(crate) struct Queues {
+    pub(crate) syn_acked: bool,
+    pub(crate) fin_acked: bool,
+    /// Bytes that the peer has acknowledged.
+    pub(crate) acked: u32,
+    /// Bytes in the send queue.
+    pub(crate) unacked: usize,
+    /// Bytes received in order.
+    pub(crate) received: u32,
+    /// Bytes that the receive queue has room for.
+    pub(crate) receive_room: usize,
 }
 
 /// What becomes of a received segment.
@@ -110,6 +127,7 @@ impl Sequence {
             iss,
             offset: None,
             snd_una: iss,
+            queue_end: iss,
             snd_nxt: iss,
             irs: None,
             rcv_nxt: 0,
@@ -143,14 +161,15 @@ impl Sequence {
         self.receive_edge = syn.seq.wrapping_add(u32::from(self.syn_window));
     }
 
-    /// Where the queues are now. `acked`, `received`: numbers of bytes since the connection was established.
-    pub(crate) fn update(&mut self, syn_acked: bool, acked: u32, fin_acked: bool, received: u32, receive_room: usize) {
-        self.snd_una =
-            self.iss.wrapping_add(u32::from(syn_acked)).wrapping_add(acked).wrapping_add(u32::from(fin_acked));
+    /// Where the queues are now.
+    pub(crate) fn update(&mut self, queues: &Queues) {
+        let control = u32::from(queues.syn_acked) + u32::from(queues.fin_acked);
+        self.snd_una = self.iss.wrapping_add(control).wrapping_add(queues.acked);
+        self.queue_end = self.snd_una.wrapping_add(queues.unacked as u32);
         if let Some(irs) = self.irs {
-            self.rcv_nxt = irs.wrapping_add(1).wrapping_add(received).wrapping_add(u32::from(self.fin_received));
+            self.rcv_nxt = irs.wrapping_add(1).wrapping_add(queues.received).wrapping_add(u32::from(self.fin_received));
         }
-        self.receive_room = receive_room as u32;
+        self.receive_room = queues.receive_room as u32;
     }
 
     /// The peer's window in bytes, from SND.UNA on.
@@ -305,7 +324,10 @@ impl Sequence {
         let bare = trimmed.payload == 0 && !trimmed.fin;
         let old = state != State::SynReceived && is_before(ack, self.snd_una);
         let moved = !old && self.take_window(h);
-        if bare && (old || (trimmed.cut && !moved && ack == self.snd_una)) {
+        // The third duplicate ACK while only a FIN is in flight stops smoltcp's timer, and the FIN is never sent again.
+        let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
+            && self.snd_nxt.wrapping_sub(self.snd_una) == 1;
+        if bare && (old || ((trimmed.cut || only_fin) && !moved && ack == self.snd_una)) {
             // It tells nothing new, and smoltcp would count it as a duplicate ACK.
             return if trimmed.cut { Admission::Acknowledge } else { Admission::Discard };
         }
@@ -320,7 +342,7 @@ impl Sequence {
             seq: trimmed.seq,
             ack: self.to_smoltcp(ack),
             flags,
-            window: self.send_window,
+            window: self.window_for_smoltcp(state, ack),
             payload: trimmed.payload,
             acknowledge: trimmed.cut,
         })
@@ -339,6 +361,13 @@ impl Sequence {
         self.send_window = h.window;
         self.largest_send_window = self.largest_send_window.max(self.send_window() as u32);
         changed
+    }
+
+    /// smoltcp stops its window probes only when the window opens: in FIN-WAIT-2 it would then send ACKs without end, and until
+    /// our FIN is acknowledged it would not send that again. Without bytes to send the window does not matter.
+    fn window_for_smoltcp(&self, state: State, ack: u32) -> u16 {
+        let finished = matches!(state, State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck);
+        if finished && !is_before(ack, self.queue_end) { self.send_window.max(1) } else { self.send_window }
     }
 
     /// Behind the last byte that is acceptable now.

@@ -47,6 +47,11 @@ pub struct L2Header {
 }
 
 impl L2Header {
+    /// From the start of a frame up to and including the EtherType of the payload. None: `bytes` is not 14, 18 or 22 long.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        matches!(bytes.len(), 14 | 18 | 22).then(|| Self::new(bytes))
+    }
+
     /// `bytes` is 14, 18 or 22 long.
     fn new(bytes: &[u8]) -> Self {
         let mut header = Self { bytes: [0; MAX_L2_HEADER], length: bytes.len() as u8 };
