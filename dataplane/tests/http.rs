@@ -81,6 +81,12 @@ fn ten_megabytes_each_way_pass_unchanged() {
 }
 
 #[test]
+fn ten_megabytes_each_way_pass_unchanged_in_skb_mode() {
+    let Some(lab) = Lab::start_with(LabOptions { small_frames: true, ..LabOptions::default() }) else { return };
+    large_files(&lab, &lab.ops("xdp_mode = \"skb\"", PASS_ALL));
+}
+
+#[test]
 fn ten_megabytes_down_pass_unchanged_through_the_http_filter() {
     let Some(lab) = Lab::start() else { return };
     need(&["curl"]);
@@ -111,7 +117,7 @@ fn two_hundred_parallel_downloads_pass_unchanged() {
 
 #[test]
 fn a_port_with_two_queues_gets_two_workers() {
-    let Some(lab) = Lab::start_with(LabOptions { wire_queues: Some(2), host_queues: Some(2), plain_redirect: false })
+    let Some(lab) = Lab::start_with(LabOptions { wire_queues: Some(2), host_queues: Some(2), ..LabOptions::default() })
     else {
         return;
     };

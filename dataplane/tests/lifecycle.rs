@@ -127,7 +127,7 @@ fn native_and_skb_mode_both_work() {
     need(&["curl"]);
     let nginx = Nginx::start(&lab);
     nginx.add("hello", b"hello\n");
-    for (mode, shown) in [("native", "prog/xdp "), ("skb", "prog/xdpgeneric ")] {
+    for (mode, shown) in [("native", " xdp "), ("skb", " xdpgeneric ")] {
         let mut socktap = lab.socktap(&lab.ops(&format!("xdp_mode = \"{mode}\""), PASS_ALL));
         let links = lab.wire.links();
         assert_eq!(links.matches(shown).count(), 2, "xdp_mode {mode}:\n{links}");
@@ -142,7 +142,7 @@ fn native_and_skb_mode_both_work() {
 
 /// Ports whose driver refuses native XDP: veth does when the peer has more tx queues than the port has rx queues.
 fn without_native_xdp() -> Option<Lab> {
-    Lab::start_with(LabOptions { wire_queues: Some(1), host_queues: Some(2), plain_redirect: false })
+    Lab::start_with(LabOptions { wire_queues: Some(1), host_queues: Some(2), ..LabOptions::default() })
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn auto_falls_back_to_skb_mode_and_says_so() {
     nginx.add("hello", b"hello\n");
     let mut socktap = lab.socktap(&lab.ops("", PASS_ALL));
     let links = lab.wire.links();
-    assert!(links.contains("prog/xdpgeneric "), "{links}");
+    assert!(links.contains(" xdpgeneric "), "{links}");
     let log = socktap.process.log();
     assert!(log.contains("WARN") && log.contains("skb"), "the log says nothing of the fall-back:\n{log}");
     for server in SERVERS {

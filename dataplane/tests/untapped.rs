@@ -155,7 +155,7 @@ fn all_other_traffic_crosses_a_default_veth_pair() {
 
 #[test]
 fn all_other_traffic_crosses_by_devmap() {
-    let Some(lab) = Lab::start_with(LabOptions { wire_queues: None, host_queues: None, plain_redirect: true }) else {
+    let Some(lab) = Lab::start_with(LabOptions { plain_redirect: true, ..LabOptions::default() }) else {
         return;
     };
     everything_crosses(&lab, "cross = \"devmap\"");
@@ -163,6 +163,6 @@ fn all_other_traffic_crosses_by_devmap() {
 
 #[test]
 fn all_other_traffic_crosses_in_skb_mode() {
-    let Some(lab) = Lab::start() else { return };
+    let Some(lab) = Lab::start_with(LabOptions { small_frames: true, ..LabOptions::default() }) else { return };
     everything_crosses(&lab, "xdp_mode = \"skb\"");
 }

@@ -32,7 +32,7 @@ const LABS_AT_ONCE: usize = 2;
 const PREFIX: &str = "socktap";
 
 /// What a laboratory may have that is not the default.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub struct LabOptions {
     /// Queues of the wire's interfaces. `None`: what the kernel gives by default.
     pub wire_queues: Option<u32>,
@@ -40,6 +40,9 @@ pub struct LabOptions {
     pub host_queues: Option<u32>,
     /// The hosts' interfaces get `gro on` and `tx off`: then frames that are redirected by XDP alone arrive, with full checksums.
     pub plain_redirect: bool,
+    /// The hosts' interfaces get `tso off` and `gso off`. XDP in native mode takes segmentation offload from the other end
+    /// of a veth pair, in skb mode it does not: then hosts would send frames of up to 64 KiB, which no wire carries.
+    pub small_frames: bool,
 }
 
 /// Two hosts and a wire. See the module's picture.
@@ -58,7 +61,7 @@ pub struct Lab {
 impl Lab {
     /// A laboratory with default veth pairs, or nothing (and a line that says why) without the right to make one.
     pub fn start() -> Option<Lab> {
-        Lab::start_with(LabOptions { wire_queues: None, host_queues: None, plain_redirect: false })
+        Lab::start_with(LabOptions::default())
     }
 
     /// A laboratory with the given settings.
@@ -161,6 +164,9 @@ impl Lab {
             ip(&["-n", &host.namespace, "link", "set", "eth0", "up"]);
             if options.plain_redirect {
                 host.run("ethtool", &["-K", "eth0", "gro", "on", "tx", "off"]);
+            }
+            if options.small_frames {
+                host.run("ethtool", &["-K", "eth0", "tso", "off", "gso", "off"]);
             }
         }
         for host in [&self.client, &self.server] {
