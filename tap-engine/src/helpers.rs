@@ -14,7 +14,7 @@ use crate::names;
 use crate::print::{PrintLog, format_printk};
 use crate::program::ProgramFault;
 
-/// Number of the helper that the prologue of lowered programs calls; no program may call it itself.
+/// Number of the helper that lowered programs call at their beginning, to tell their stack; no program may call it itself.
 pub(crate) const ENTER: u32 = 0x7374_6101;
 /// Number of the helper that lowered programs call before each jump backward and in each function; nor this.
 pub(crate) const BUDGET: u32 = 0x7374_6102;
@@ -47,6 +47,11 @@ const SUPPORTED: [(u32, Helper); 7] = [
 /// Whether programs may call helper `number`.
 pub(crate) fn is_supported(number: u32) -> bool {
     SUPPORTED.iter().any(|(supported, _)| *supported == number)
+}
+
+/// Whether helper `number` is given addresses, which can be on the stack.
+pub(crate) fn takes_address(number: u32) -> bool {
+    !matches!(number, KTIME_GET_NS | GET_PRANDOM_U32 | SKB_PULL_DATA)
 }
 
 /// The names of all that programs may call.

@@ -31,7 +31,7 @@
 //! passed on is for the owner of the buffer to decide; the dataplane fills the buffer with a copy, and passes on what the
 //! sender sent.
 //!
-//! Nothing but [`program`] knows what executes the bytecode.
+//! Nothing but the module `program` knows what executes the bytecode.
 
 mod context;
 mod error;

@@ -11,7 +11,7 @@
 //! | calls backward overflow | functions are laid out in calling order, so all calls go forward |
 //! | the frames of nested calls overlap beyond 256 bytes | told each function's true stack use; no more than [`STACK_SIZE`] in any chain of calls |
 //! | loops may go on for ever | every jump backward and every call asks the `budget` helper, and returns from the function if it says no |
-//! | helpers do not know the stack | a prologue tells it to the `enter` helper |
+//! | helpers do not know the stack | a prologue tells it to the `enter` helper, if helpers that take addresses are called |
 //! | instruction numbers are computed in 16 bits | no more than [`MAX_SLOTS`] slots |
 //!
 //! What `budget` returns is in register 0, whose value is meanwhile kept in an extra 8 bytes of the function's frame.
@@ -288,7 +288,9 @@ impl<'a> Emitter<'a> {
             self.at = *start;
             self.place.insert(*start, self.out.len());
             if *start == 0 {
-                self.prologue();
+                if self.program.iter().any(|call| call.is_helper_call() && helpers::takes_address(call.imm as u32)) {
+                    self.prologue();
+                }
             } else {
                 self.budget();
             }

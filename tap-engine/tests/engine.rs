@@ -339,6 +339,24 @@ fn helpers_refuse_wrong_addresses() {
 }
 
 #[test]
+fn an_access_across_the_end_of_a_map_touches_memory_of_ours() {
+    // A map of exactly one page: behind it are the guard's bytes, which are zero.
+    let object = unverified(
+        r#"
+        struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 512); __type(key, __u32); __type(value, __u64); } page SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) {
+            __u32 key = 511;
+            char *value = bpf_map_lookup_elem(&page, &key);
+            return value ? *(volatile __u64 *)(value + skb->len) : 99;
+        }"#,
+    );
+    assert!(object.set_map_value("page", 511, &[1, 2, 3, 4, 5, 6, 7, 8]));
+    let mut program = function_f(&object);
+    assert_eq!(run(&mut program, &[0; 7]), Ok(8));
+    assert!(matches!(run(&mut program, &[0; 8]), Err(ProgramFault::OutOfBounds { write: false, .. })));
+}
+
+#[test]
 fn a_program_without_end_is_ended() {
     let cases = [
         "for (;;) { int on = 1; __asm__ volatile(\"\" : \"+r\"(on)); if (!on) return 3; }",
