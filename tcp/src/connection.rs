@@ -543,8 +543,9 @@ impl Connection {
         wire::build_segment(sink, l2, &Segment { source, destination, seq: self.sequence.snd_nxt, ack, flags, window })
     }
 
-    /// In LAST-ACK smoltcp does not look at the window of an ACK that acknowledges nothing. So FIN goes into its queue when
-    /// the window has room for all bytes before it.
+    /// FIN goes into smoltcp's queue when the window has room for all bytes before it: in LAST-ACK smoltcp does not look at
+    /// the window of an ACK that acknowledges nothing; and a fast retransmission, which ignores the window, would send the FIN
+    /// too early, after which smoltcp's window probes are empty and nobody answers them.
     fn finish_if_window_allows(&mut self) {
         if !self.finishing || self.ended.is_some() {
             return;
@@ -552,7 +553,7 @@ impl Connection {
         match self.state() {
             // smoltcp would forget that its SYN is not acknowledged, and be one number off from then on.
             State::SynSent | State::SynReceived => {}
-            State::CloseWait if self.send_queue() > self.sequence.send_window() => {}
+            _ if self.send_queue() > self.sequence.send_window() => {}
             _ => self.socket_mut().close(),
         }
     }

@@ -111,7 +111,7 @@ impl Seg {
         tcp.extend(self.ack.to_be_bytes());
         let mut options = self.options.clone();
         options.resize(self.options.len().next_multiple_of(4).min(40), 0);
-        tcp.extend([((20 + options.len()) / 4 << 4) as u8, self.flags.bits()]);
+        tcp.extend([(((20 + options.len()) / 4) << 4) as u8, self.flags.bits()]);
         tcp.extend(self.window.to_be_bytes());
         tcp.extend([0; 4]);
         tcp.extend(options);

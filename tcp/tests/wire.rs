@@ -1,0 +1,196 @@
+//! Headers as bytes: what is parsed, what is refused and why, and checksums.
+
+mod common;
+
+use std::net::SocketAddr;
+
+use common::*;
+use proptest::prelude::*;
+use tcp::wire::{self, Checksum, Flags, L2Header, ParseError, Parsed, Segment};
+
+fn frame(network: Network) -> Vec<u8> {
+    let segment = seg(PSH_ACK, 0x0102_0304, 0x0506_0708).options(&[1, 1, 1, 1]).with(b"payload");
+    segment.to_frame(&network.l2(), network.client(), network.server())
+}
+
+fn tcp_offset(network: Network) -> usize {
+    network.l2().len() + if network.v6 { 40 } else { 20 }
+}
+
+#[test]
+fn a_segment_in_all_its_parts() {
+    for network in NETWORKS {
+        let mut frame = frame(network);
+        let end = frame.len();
+        frame.extend([0; 4]); // Padding.
+        let Ok(Parsed::Tcp(h)) = wire::parse(&frame) else { panic!("{network:?}") };
+        assert_eq!((h.source, h.destination), (network.client(), network.server()));
+        assert_eq!((h.seq, h.ack, h.window), (0x0102_0304, 0x0506_0708, 8192));
+        assert_eq!(h.flags, PSH_ACK);
+        assert_eq!((h.ip_offset, h.tcp_offset), (network.l2().len(), tcp_offset(network)));
+        assert_eq!((h.payload_offset, h.end), (h.tcp_offset + 24, end));
+        assert_eq!((h.payload_len(), h.segment_len()), (7, 7));
+        assert_eq!(h.l2, network.l2());
+        let ids = [[0, 0], [100, 0], [100, 101]];
+        assert_eq!(h.vlan, ids[network.tags]);
+        assert_eq!(wire::verify_tcp_checksum(&frame, &h), Checksum::Valid);
+        for at in h.tcp_offset..h.end {
+            frame[at] ^= 0x10;
+            assert_eq!(wire::verify_tcp_checksum(&frame, &h), Checksum::Invalid);
+            frame[at] ^= 0x10;
+        }
+    }
+}
+
+#[test]
+fn a_frame_cut_anywhere_is_refused() {
+    for network in NETWORKS {
+        let frame = frame(network);
+        for length in 0..frame.len() {
+            assert_eq!(wire::parse(&frame[..length]), Err(ParseError::Truncated), "{length} bytes");
+        }
+    }
+}
+
+#[test]
+fn contradictions_have_names() {
+    let v4 = NETWORKS[1];
+    let v6 = NETWORKS[3];
+    let (ip4, ip6) = (v4.l2().len(), v6.l2().len());
+    let refix = |frame: &mut [u8]| {
+        frame[ip4 + 10..ip4 + 12].fill(0);
+        let sum = naive_sum(&frame[ip4..ip4 + 20], 0);
+        frame[ip4 + 10..ip4 + 12].copy_from_slice(&(!sum as u16).to_be_bytes());
+    };
+    type Change = (Network, usize, u8, Result<Parsed, ParseError>);
+    let changes: [Change; 16] = [
+        (v4, ip4, 0x55, Err(ParseError::BadIpHeader)),            // Version.
+        (v4, ip4, 0x44, Err(ParseError::BadIpHeader)),            // Header length.
+        (v4, ip4 + 3, 19, Err(ParseError::BadIpHeader)),          // Total length.
+        (v4, ip4 + 2, 1, Err(ParseError::Truncated)),             // Total length.
+        (v4, ip4 + 6, 0x20, Ok(Parsed::Other)),                   // More fragments.
+        (v4, ip4 + 7, 1, Ok(Parsed::Other)),                      // Fragment offset.
+        (v4, ip4 + 9, 17, Ok(Parsed::Other)),                     // UDP.
+        (v4, ip4 + 20 + 12, 0x40, Err(ParseError::BadTcpHeader)), // Data offset.
+        (v4, ip4 + 20 + 12, 0xf0, Err(ParseError::BadTcpHeader)), // Data offset.
+        (v4, ip4 - 2, 0x09, Ok(Parsed::Other)),                   // EtherType.
+        (v6, ip6, 0x40, Err(ParseError::BadIpHeader)),            // Version.
+        (v6, ip6 + 5, 10, Err(ParseError::BadTcpHeader)),         // Payload length.
+        (v6, ip6 + 6, 44, Ok(Parsed::Other)),                     // Fragment.
+        (v6, ip6 + 6, 51, Ok(Parsed::Other)),                     // Authentication header.
+        (v6, ip6 + 6, 60, Err(ParseError::BadIpHeader)),          // Options longer than the packet.
+        (v6, ip6 - 2, 0x81, Ok(Parsed::Other)),                   // A third tag, nearly.
+    ];
+    for (network, at, value, expected) in changes {
+        let mut frame = frame(network);
+        frame[at] = value;
+        if !network.v6 {
+            refix(&mut frame);
+        }
+        assert_eq!(wire::parse(&frame), expected, "{network:?}: byte {at} = {value:#x}");
+    }
+    let mut bad = frame(v4);
+    bad[ip4 + 8] ^= 1;
+    assert_eq!(wire::parse(&bad), Err(ParseError::BadIpChecksum));
+    let mut no_port = frame(v6);
+    no_port[ip6 + 40..ip6 + 42].fill(0);
+    assert_eq!(wire::parse(&no_port), Err(ParseError::BadTcpHeader));
+    let names: std::collections::BTreeSet<_> = ParseError::ALL.iter().map(|error| error.as_str()).collect();
+    assert_eq!(names.len(), ParseError::ALL.len());
+}
+
+#[test]
+fn ipv6_extension_headers_are_walked() {
+    let network = NETWORKS[2];
+    let plain = frame(network);
+    let with = |first: u8, headers: &[u8]| {
+        let mut frame = plain[..54].to_vec();
+        frame.extend(headers);
+        frame.extend(&plain[54..]);
+        frame[20] = first;
+        let length = (frame.len() - 54) as u16;
+        frame[18..20].copy_from_slice(&length.to_be_bytes());
+        frame
+    };
+    let pad = [1, 4, 0, 0, 0, 0];
+    let header = |next: u8| [&[next, 0][..], &pad].concat();
+    // Hop-by-hop, routing with nothing left, destination options.
+    let chain = [header(43), vec![60, 0, 4, 0, 0, 0, 0, 0], header(6)].concat();
+    let frame = with(0, &chain);
+    let Ok(Parsed::Tcp(h)) = wire::parse(&frame) else { panic!() };
+    assert_eq!((h.tcp_offset, h.payload_len()), (54 + 24, 7));
+    assert_eq!(wire::verify_tcp_checksum(&frame, &h), Checksum::Valid);
+    // A segment left: the destination is another one.
+    assert_eq!(wire::parse(&with(43, &[6, 0, 4, 1, 0, 0, 0, 0])), Ok(Parsed::Other));
+    // A fragment behind options.
+    assert_eq!(wire::parse(&with(60, &header(44))), Ok(Parsed::Other));
+    // More than anyone sends.
+    let many: Vec<u8> = (0..9).flat_map(|at| header(if at == 8 { 6 } else { 60 })).collect();
+    assert_eq!(wire::parse(&with(60, &many)), Ok(Parsed::Other));
+}
+
+#[test]
+fn partial_checksums_are_completed_and_complete_ones_stay() {
+    for network in NETWORKS {
+        let (source, destination) = (network.client().ip(), network.server().ip());
+        let udp =
+            ip_frame(&network.l2(), source, destination, 17, 6, [&[0, 53, 0, 54, 0, 13, 0, 0][..], b"query"].concat());
+        for (good, protocol, field) in [(frame(network), 6, 16), (udp, 17, 6)] {
+            let field = tcp_offset(network) + field;
+            let mut frame = good.clone();
+            assert!(!wire::complete_partial_checksum(&mut frame));
+            assert!(frame == good);
+            let pseudo = pseudo_sum(source, destination, protocol, frame.len() - tcp_offset(network)) as u16;
+            frame[field..field + 2].copy_from_slice(&pseudo.to_be_bytes());
+            if let Ok(Parsed::Tcp(h)) = wire::parse(&frame) {
+                assert_eq!(wire::verify_tcp_checksum(&frame, &h), Checksum::Partial);
+            }
+            assert!(wire::complete_partial_checksum(&mut frame));
+            assert!(frame == good);
+            frame[field] ^= 1;
+            let wrong = frame.clone();
+            assert!(!wire::complete_partial_checksum(&mut frame));
+            assert!(frame == wrong);
+        }
+    }
+}
+
+#[test]
+fn link_layer_headers_are_reversed() {
+    let l2 = NETWORKS[3].l2();
+    assert_eq!(l2.reversed().as_bytes()[..12], [2, 0, 0, 0, 0, 7, 2, 0, 0, 0, 0, 9]);
+    assert_eq!(l2.reversed().as_bytes()[12..], l2.as_bytes()[12..]);
+    assert_eq!(l2.reversed().reversed(), l2);
+    assert_eq!(L2Header::from_bytes(&[0; 15]), None);
+}
+
+#[test]
+fn flags_are_printed_by_name() {
+    assert_eq!(format!("{:?} {:?}", SYN_ACK, Flags::default()), "SYN|ACK -");
+}
+
+proptest! {
+    #[test]
+    fn what_is_built_is_parsed(network in 0..4usize, ports in (1u16.., 1u16..), seq: u32, ack: u32, flags: u8, window: u16) {
+        let network = NETWORKS[network];
+        let (mut source, mut destination): (SocketAddr, SocketAddr) = (network.client(), network.server());
+        source.set_port(ports.0);
+        destination.set_port(ports.1);
+        let segment = Segment { source, destination, seq, ack, flags: Flags::from_bits(flags), window };
+        let mut sink = Sink::default();
+        prop_assert!(wire::build_segment(&mut sink, &network.l2(), &segment));
+        let (h, parsed) = Seg::from_frame(&sink.frames[0]);
+        let expected = Seg { seq, ack, flags: segment.flags, window, options: vec![], payload: vec![] };
+        prop_assert_eq!(parsed, expected);
+        prop_assert_eq!((h.source, h.destination, h.l2), (source, destination, network.l2()));
+    }
+
+    #[test]
+    fn checksums_agree_with_the_naive_sum(network in 0..4usize, payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
+        // `to_frame` sums word by word; `from_frame` checks with the crate.
+        let network = NETWORKS[network];
+        let segment = seg(ACK, 1, 2).with(&payload);
+        let frame = segment.to_frame(&network.l2(), network.client(), network.server());
+        prop_assert_eq!(Seg::from_frame(&frame).1, segment);
+    }
+}
