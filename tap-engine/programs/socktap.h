@@ -66,13 +66,59 @@ static __always_inline u64 distance(const u8 *from, const u8 *to)
 	return d;
 }
 
+/*
+ * `left op right` (unsigned), as a branch that is taken where it holds. The verifier sets taken branches aside and follows
+ * the other first; it sets at most 8192 aside. In a long loop, leave by the way that does not hold:
+ *
+ *     if (!HOLDS(p + 8, <=, end)) return NEED_MORE;
+ */
+#define HOLDS(left, op, right)                                                                          \
+	({                                                                                              \
+		__label__ holds;                                                                        \
+		int result = 1;                                                                         \
+		asm volatile goto("if %0 " #op " %1 goto %l[holds]" ::"r"((u64)(left)), "r"((u64)(right)) \
+				  : : holds);                                                           \
+		result = 0;                                                                             \
+	holds:                                                                                          \
+		result;                                                                                 \
+	})
+
+/* `x`, of which the verifier knows nothing any more: paths that differ only in what it knew of `x` become one. */
+static __always_inline u64 forget(const struct __sk_buff *skb, u64 x)
+{
+	const u8 *start = message_start(skb);
+
+	return x + distance(start, start);
+}
+
 #define ONES 0x0101010101010101ULL
 #define HIGHS 0x8080808080808080ULL
 
-/* Not 0 exactly if one of the eight bytes of `x` is 0. */
-static __always_inline u64 has_zero(u64 x)
+/*
+ * Marks the bytes of `x` that are 0 with 0x80: none exactly if none is, and the lowest mark is right (one above it may be
+ * a carry's).
+ */
+static __always_inline u64 zero_marks(u64 x)
 {
 	return (x - ONES) & ~x & HIGHS;
+}
+
+/* The same for the bytes below `limit`, which is 128 at most. */
+static __always_inline u64 marks_below(u64 x, u64 limit)
+{
+	return (x - limit * ONES) & ~x & HIGHS;
+}
+
+/* All bits of the bytes below the lowest mark. */
+static __always_inline u64 bytes_before(u64 marks)
+{
+	return (marks ^ (marks - 1)) >> 8;
+}
+
+/* How many whole bytes a mask of bytes_before() has: the index of the lowest mark, 7 if there is none. */
+static __always_inline u64 count_bytes(u64 mask)
+{
+	return ((mask & ONES) * ONES) >> 56;
 }
 
 #endif
