@@ -7,12 +7,15 @@ use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpCidr};
-use tcp::time::Instant;
+use tcp::time::{Duration, Instant};
 
 use crate::frames;
 use crate::mend::Mend;
 use crate::random::Random;
 use crate::scenario::{ApplicationPlan, ConnectionPlan, FIRST_CLIENT_PORT, HostPlan, TAPPED_PORT, UNTAPPED_PORT};
+
+/// Longer than a socket's retransmission timer can take.
+const LAST_RESORT: Duration = Duration::from_secs(100);
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +53,8 @@ pub struct Session {
     active: Instant,
     /// When it last heard of the other host, or asked for it.
     heard: Instant,
+    /// How many bytes are acknowledged, and since when.
+    acked: (usize, Instant),
 }
 
 /// The hosts' link-layer and network addresses.
@@ -151,6 +156,7 @@ impl Host {
         loop {
             let application = self.run_applications(now);
             let (probes, probe) = self.keep_alive(now);
+            let retry = self.retransmit_forgotten(now);
             while !matches!(
                 self.interface.poll_egress(now, &mut self.device, &mut self.sockets),
                 smoltcp::iface::PollResult::None
@@ -160,7 +166,7 @@ impl Host {
                 send([&self.header[..], &packet].concat());
             }
             if self.device.sent.is_empty() {
-                wake = [wake, application, probe].into_iter().flatten().min();
+                wake = [wake, application, probe, retry].into_iter().flatten().min();
                 break;
             }
             for packet in self.device.sent.drain(..) {
@@ -306,6 +312,7 @@ impl Host {
             read_at: now + self.connections[connection].applications[self.side].read_after,
             active: now,
             heard: now,
+            acked: (0, now),
         });
     }
 
@@ -333,13 +340,36 @@ impl Host {
             }
             if now >= session.heard + interval {
                 let ports = (local.port, remote.port);
-                let probe = self.mend.probe(local.addr, remote.addr, ports, self.plan.window_scale());
+                let probe = self.mend.probe([local.addr, remote.addr], ports, self.plan.window_scale());
                 probes.extend(probe);
                 session.heard = now;
             }
             wake = [wake, Some(session.heard + interval)].into_iter().flatten().min();
         }
         (probes, wake)
+    }
+
+    /// Makes a socket send again whose bytes were not acknowledged for longer than any of its timers can take; returns when
+    /// to look again.
+    fn retransmit_forgotten(&mut self, now: Instant) -> Option<Instant> {
+        let (mut wake, mut packets) = (None, Vec::new());
+        for session in self.sessions.iter_mut().filter(|session| session.established && session.end.is_none()) {
+            let Some(handle) = session.socket else { continue };
+            let socket = self.sockets.get::<Socket>(handle);
+            let (Some(local), Some(remote)) = (socket.local_endpoint(), socket.remote_endpoint()) else { continue };
+            let acked = session.written - socket.send_queue();
+            if socket.send_queue() == 0 || session.acked.0 != acked {
+                session.acked = (acked, now);
+            } else if now >= session.acked.1 + LAST_RESORT {
+                session.acked.1 = now;
+                packets.extend(self.mend.duplicate_acks([remote.addr, local.addr], (local.port, remote.port)));
+            }
+            if socket.send_queue() > 0 {
+                wake = [wake, Some(session.acked.1 + LAST_RESORT)].into_iter().flatten().min();
+            }
+        }
+        packets.into_iter().for_each(|packet| self.ingress(now, packet, true));
+        wake
     }
 
     /// Removes sockets that are closed and whose bytes were all read.

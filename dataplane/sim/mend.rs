@@ -9,6 +9,8 @@
 //!   not have. Here probes are without data, as Linux sends them, and the sockets send none.
 //! - Three duplicate ACKs while nothing but a FIN is unacknowledged stop the retransmission timer, and the FIN is never
 //!   sent again. Here such ACKs, which say nothing new, are kept from the socket.
+//! - With a closed window and a FIN that was sent too early, probes are empty, nobody answers them, and no other timer
+//!   runs. Here a timer of last resort makes the socket send its oldest bytes again, by duplicate ACKs.
 
 use std::collections::BTreeMap;
 
@@ -28,6 +30,8 @@ type Ports = (u16, u16);
 pub struct Mend {
     /// The next sequence number after the highest that was sent.
     next: BTreeMap<Ports, u32>,
+    /// The acknowledgement number and the window field that the other host has sent last.
+    heard: BTreeMap<Ports, (u32, u16)>,
     /// The last acknowledgement number and the right edge of the window that it offered.
     offered: BTreeMap<Ports, (u32, u32)>,
 }
@@ -77,29 +81,43 @@ impl Mend {
     }
 
     /// A probe: an ACK with a number that the other host has seen, which it must answer (RFC 9293 §3.8.4).
-    pub fn probe(&self, source: IpAddress, destination: IpAddress, ports: Ports, scale: usize) -> Option<Vec<u8>> {
+    pub fn probe(&self, ends: [IpAddress; 2], ports: Ports, scale: usize) -> Option<Vec<u8>> {
         let (next, &(ack, edge)) = (self.next.get(&ports)?, self.offered.get(&ports)?);
-        let tcp = TcpRepr {
-            src_port: ports.0,
-            dst_port: ports.1,
-            control: TcpControl::None,
-            seq_number: TcpSeqNumber(next.wrapping_sub(1) as i32),
-            ack_number: Some(TcpSeqNumber(ack as i32)),
-            window_len: (edge.wrapping_sub(ack) >> scale) as u16,
-            window_scale: None,
-            max_seg_size: None,
-            sack_permitted: false,
-            sack_ranges: [None; 3],
-            timestamp: None,
-            payload: &[],
-        };
-        let ip = IpRepr::new(source, destination, IpProtocol::Tcp, tcp.buffer_len(), 64);
-        let mut packet = vec![0; ip.buffer_len()];
-        ip.emit(&mut packet, &ChecksumCapabilities::default());
-        let segment = &mut packet[ip.header_len()..];
-        tcp.emit(&mut TcpPacket::new_unchecked(segment), &source, &destination, &ChecksumCapabilities::default());
-        Some(packet)
+        Some(bare_ack(ends, ports, next.wrapping_sub(1), ack, (edge.wrapping_sub(ack) >> scale) as u16))
     }
+
+    /// What the socket between these ports must get from `ends` to fast retransmit: two changes of the window, so that it
+    /// counts from zero, and three duplicate ACKs.
+    pub fn duplicate_acks(&self, ends: [IpAddress; 2], ports: Ports) -> Vec<Vec<u8>> {
+        let (Some(&(ack, window)), Some(&(seq, _))) = (self.heard.get(&ports), self.offered.get(&ports)) else {
+            return Vec::new();
+        };
+        let packet = |changed: u16| bare_ack(ends, (ports.1, ports.0), seq, ack, window ^ changed);
+        [1, 0, 0, 0, 0].map(packet).into()
+    }
+}
+
+fn bare_ack(ends: [IpAddress; 2], ports: Ports, seq: u32, ack: u32, window: u16) -> Vec<u8> {
+    let tcp = TcpRepr {
+        src_port: ports.0,
+        dst_port: ports.1,
+        control: TcpControl::None,
+        seq_number: TcpSeqNumber(seq as i32),
+        ack_number: Some(TcpSeqNumber(ack as i32)),
+        window_len: window,
+        window_scale: None,
+        max_seg_size: None,
+        sack_permitted: false,
+        sack_ranges: [None; 3],
+        timestamp: None,
+        payload: &[],
+    };
+    let ip = IpRepr::new(ends[0], ends[1], IpProtocol::Tcp, tcp.buffer_len(), 64);
+    let mut packet = vec![0; ip.buffer_len()];
+    let checksums = ChecksumCapabilities::default();
+    ip.emit(&mut packet, &checksums);
+    tcp.emit(&mut TcpPacket::new_unchecked(&mut packet[ip.header_len()..]), &ends[0], &ends[1], &checksums);
+    packet
 }
 
 fn is_before(left: u32, right: u32) -> bool {

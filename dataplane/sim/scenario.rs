@@ -71,8 +71,6 @@ pub struct HostPlan {
 /// The middle.
 #[derive(Clone, Debug)]
 pub struct MiddlePlan {
-    /// What it is.
-    pub between: Between,
     /// Number of workers.
     pub workers: usize,
     /// Frames of a batch, at most.
@@ -367,7 +365,6 @@ impl MiddlePlan {
         let workers = between == Between::Workers;
         let judged = random.pick(&[[true, true], [true, true], [true, false], [false, true], [false, false]]);
         Self {
-            between,
             workers: random.pick(&[1, 1, 2, 3]),
             batch: random.pick(&[1, 4, 64]),
             room: if on.stingy { random.pick(&[1, 3, 10]) } else { 4096 },

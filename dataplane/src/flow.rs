@@ -68,6 +68,8 @@ pub struct Open {
     /// The byte paths, by the side that they come from.
     directions: [Direction; 2],
     info: FlowInfo,
+    /// The number of the client's SYN.
+    client_iss: u32,
     /// Since when each side owes us an acknowledgement without a sign of life.
     unanswered: [Option<Instant>; 2],
     ending: Option<Ending>,
@@ -88,6 +90,8 @@ pub struct TimeWait {
     pub since: Instant,
     /// By side: our next sequence number and the one that we expect, if that side is in TIME-WAIT.
     pub numbers: [Option<(u32, u32)>; 2],
+    /// The number of the client's SYN.
+    pub client_iss: u32,
 }
 
 /// What became of a flow that was pumped.
@@ -176,7 +180,12 @@ impl Flow {
     }
 
     /// When the flow has to be looked at again if nothing comes in.
-    pub fn poll_at(&mut self, now: Instant, stacks: &mut [Stack; 2], message_timeout: Option<Duration>) -> Option<Instant> {
+    pub fn poll_at(
+        &mut self,
+        now: Instant,
+        stacks: &mut [Stack; 2],
+        message_timeout: Option<Duration>,
+    ) -> Option<Instant> {
         match &mut self.phase {
             Phase::Opening(opening) => {
                 let retransmission = opening.server.poll_at(&mut stacks[Side::Server as usize], now);
@@ -191,7 +200,7 @@ impl Flow {
     /// or says that nothing of it is left.
     pub fn settle(&mut self, now: Instant, counters: &mut TapCounters) -> Outcome {
         let Phase::Open(open) = &self.phase else { return Outcome::Lives };
-        if open.sides.iter().any(|side| !side.is_closed() && !side.is_time_wait()) {
+        if !open.is_over() {
             return Outcome::Lives;
         }
         if open.ending.is_none() {
@@ -204,13 +213,14 @@ impl Flow {
         if numbers == [None, None] {
             return Outcome::Ended;
         }
-        self.phase = Phase::TimeWait(TimeWait { since: now, numbers });
+        let client_iss = open.client_iss;
+        self.phase = Phase::TimeWait(TimeWait { since: now, numbers, client_iss });
         Outcome::Lives
     }
 }
 
 impl TimeWait {
-    const NOTHING: Phase = Phase::TimeWait(TimeWait { since: Instant::ZERO, numbers: [None, None] });
+    const NOTHING: Phase = Phase::TimeWait(TimeWait { since: Instant::ZERO, numbers: [None, None], client_iss: 0 });
 }
 
 /// What a flow needs of its worker while it is pumped.
@@ -271,6 +281,7 @@ impl Opening {
             sides: [client, self.server],
             directions: judged.map(Direction::new),
             info: FlowInfo::new(local, remote),
+            client_iss: self.headers.seq,
             unanswered: [None; 2],
             ending: None,
         })
@@ -283,10 +294,15 @@ impl Open {
         self.unanswered[from as usize] = self.unanswered[from as usize].map(|_| now);
     }
 
-    /// Whether a new SYN of the client means a new flow: nothing of this one is still owed to either host.
-    pub fn is_over_for_client(&self) -> bool {
-        let client = &self.sides[Side::Client as usize];
-        client.is_closed() || client.is_time_wait()
+    /// Nothing is owed to either host any more. (One whose connection is over may have sent bytes that the other one still
+    /// waits for.)
+    pub fn is_over(&self) -> bool {
+        self.sides.iter().all(|side| side.is_closed() || side.is_time_wait())
+    }
+
+    /// Whether the client's SYN had this number.
+    pub fn was_opened_by(&self, seq: u32) -> bool {
+        self.client_iss == seq
     }
 
     fn pump(&mut self, now: Instant, context: &mut Context<'_>) {

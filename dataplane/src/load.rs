@@ -84,7 +84,9 @@ pub fn cross(config: &Config, ports: &[Port; 2]) -> Cross {
     match config.ports.cross {
         config::Cross::Devmap => Cross::Devmap,
         config::Cross::Worker => Cross::Worker,
-        config::Cross::Auto if ports.iter().all(|port| port.passes_redirect() && !port.partial_checksums()) => Cross::Devmap,
+        config::Cross::Auto if ports.iter().all(|port| port.passes_redirect() && !port.partial_checksums()) => {
+            Cross::Devmap
+        }
         config::Cross::Auto => Cross::Worker,
     }
 }

@@ -201,7 +201,11 @@ impl Direction {
                     match verdict {
                         Verdict::Pass => self.passing += length,
                         Verdict::Drop | Verdict::Disconnect if pump.observe => {
-                            tell(if verdict == Verdict::Drop { Pumped::Dropped(length) } else { Pumped::Disconnect(length) });
+                            tell(if verdict == Verdict::Drop {
+                                Pumped::Dropped(length)
+                            } else {
+                                Pumped::Disconnect(length)
+                            });
                             self.passing += length;
                         }
                         Verdict::Drop => {

@@ -70,7 +70,8 @@ pub enum RunError {
 /// Runs the dataplane until SIGINT or SIGTERM.
 pub fn run(config: &Config) -> Result<(), RunError> {
     let taps = crate::load::load_taps(config)?;
-    let ports = [crate::load::open_port(config, &config.ports.client)?, crate::load::open_port(config, &config.ports.server)?];
+    let ports =
+        [crate::load::open_port(config, &config.ports.client)?, crate::load::open_port(config, &config.ports.server)?];
     let cross = crate::load::cross(config, &ports);
     let worker_count = worker_count(config, &ports)?;
     let cores = cores(config, worker_count)?;
@@ -178,11 +179,12 @@ impl Setup {
         {
             tracing::warn!("worker {} could not be pinned to core {}", self.index, core.id);
         }
-        let taps = self.taps.iter().map(|tap| make_tap(tap, self.message)).collect::<Result<_, tap_engine::LoadError>>()?;
+        let seed = self.seeds.private.wrapping_add(self.index as u64);
+        let taps = self.taps.iter().map(|tap| make_tap(tap, self.message, seed)).collect::<Result<_, _>>()?;
         let config = WorkerConfig {
             index: self.index,
             workers: self.worker_count,
-            seed: self.seeds.private.wrapping_add(self.index as u64),
+            seed,
             owner_seed: self.seeds.shared,
             mtu: self.mtu,
             accept_partial_checksums: self.partial,
@@ -205,7 +207,8 @@ struct Seeds {
 impl Seeds {
     fn from_kernel() -> Result<Self, RunError> {
         let mut bytes = [[0; 8]; 2];
-        let mut source = std::fs::File::open("/dev/urandom").map_err(|error| RunError::System("/dev/urandom", error))?;
+        let mut source =
+            std::fs::File::open("/dev/urandom").map_err(|error| RunError::System("/dev/urandom", error))?;
         for secret in &mut bytes {
             std::io::Read::read_exact(&mut source, secret).map_err(|error| RunError::System("/dev/urandom", error))?;
         }
@@ -214,7 +217,7 @@ impl Seeds {
     }
 }
 
-fn make_tap(tap: &LoadedTap, max_message: usize) -> Result<Tap, tap_engine::LoadError> {
+fn make_tap(tap: &LoadedTap, max_message: usize, seed: u64) -> Result<Tap, tap_engine::LoadError> {
     let filter = |direction: &Option<LoadedDirection>| -> Result<Option<Filter>, tap_engine::LoadError> {
         let Some(direction) = direction else { return Ok(None) };
         let parser = direction.object.program(&direction.parser, Kind::StreamParser)?;
@@ -222,7 +225,9 @@ fn make_tap(tap: &LoadedTap, max_message: usize) -> Result<Tap, tap_engine::Load
             Some(function) => Some(direction.object.program(function, Kind::StreamVerdict)?),
             None => None,
         };
-        Ok(Some(Filter::new(parser, verdict, max_message)))
+        let mut filter = Filter::new(parser, verdict, max_message);
+        filter.seed_random(seed);
+        Ok(Some(filter))
     };
     let timeout = Duration::from_micros(tap.config.message_timeout.as_micros().try_into().unwrap_or(u64::MAX));
     Ok(Tap {

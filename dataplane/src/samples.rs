@@ -76,7 +76,12 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     for side in Side::BOTH {
         let port = || vec![("port", side.as_str().to_string())];
         let index = side as usize;
-        samples.counter("socktap_frames_received", "Frames that workers took in.", port(), total.frames_received[index]);
+        samples.counter(
+            "socktap_frames_received",
+            "Frames that workers took in.",
+            port(),
+            total.frames_received[index],
+        );
         samples.counter("socktap_frames_sent", "Frames that flows sent.", port(), total.frames_sent[index]);
         let help = "Frames that workers sent across untouched, by the port they came in on.";
         samples.counter("socktap_frames_forwarded", help, port(), total.frames_forwarded[index]);

@@ -101,6 +101,7 @@ impl Selection {
 
 /// What becomes of a frame.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "made and taken apart once a frame, on the stack")]
 pub enum Steered {
     /// A TCP segment with a good checksum whose flow tap number `tap` takes.
     Tap {

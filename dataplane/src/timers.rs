@@ -40,7 +40,13 @@ pub struct Timers {
 impl Timers {
     /// An empty wheel whose time begins at `now`.
     pub fn new(now: Instant) -> Self {
-        Self { elapsed: ticks_floor(now), heads: [NONE; LEVELS * SLOTS], occupied: [0; LEVELS], entries: Vec::new(), len: 0 }
+        Self {
+            elapsed: ticks_floor(now),
+            heads: [NONE; LEVELS * SLOTS],
+            occupied: [0; LEVELS],
+            entries: Vec::new(),
+            len: 0,
+        }
     }
 
     /// Number of timers that are set.

@@ -17,14 +17,17 @@ use tcp::wire::{self, Headers};
 use tcp::{FrameSink, Options, Stack};
 
 use crate::counters::{Counters, DropReason};
-use crate::flow_event::{EventKind, FlowEvent, FlowEvents};
 use crate::flow::{Context, Flow, Outcome, Phase};
+use crate::flow_event::{EventKind, FlowEvent, FlowEvents};
 use crate::flow_table::{FlowId, FlowTable, KeyHasher};
 use crate::steer::{FlowKey, Selection, Side, Steered, steer};
 use crate::timers::Timers;
 
-/// Receive and send queue of a side are at least this large, in bytes: a window without scaling.
+/// Receive and send queue of a side are at least this large, in bytes.
 const MIN_QUEUE: usize = 64 * 1024;
+/// Room in a receive queue beside the longest message, in segments: senders do not send into a window smaller than one
+/// segment (RFC 9293 §3.8.6.2.1), and the end of a message must not wait for that.
+const SPARE_SEGMENTS: usize = 4;
 
 /// A tap as a worker runs it.
 pub struct Tap {
@@ -134,7 +137,7 @@ impl Worker {
     /// A worker without flows, at `now`.
     pub fn new(config: WorkerConfig, now: Instant) -> Result<Self, tap_engine::MemoryError> {
         assert!(config.index < config.workers);
-        let queue = config.message.max(MIN_QUEUE);
+        let queue = MIN_QUEUE.max(config.message + SPARE_SEGMENTS * config.mtu[0].max(config.mtu[1]));
         let mut seeds = [config.seed, config.seed ^ 0x9e37_79b9_7f4a_7c15].into_iter().zip(config.mtu);
         let mut stack = || seeds.next().map(|(seed, mtu)| Stack::new(seed, mtu)).expect("two sides");
         Ok(Self {
@@ -253,7 +256,7 @@ impl Worker {
                 Outcome::Refused => {
                     if let Phase::Opening(opening) = &flow.phase {
                         let headers = *opening.syn_headers();
-                        reset(&headers, &mut ToSide { out, to: Side::Client });
+                        wire::build_rst(&mut ToSide { out, to: Side::Client }, &headers);
                     }
                     self.remove(id);
                 }
@@ -312,7 +315,7 @@ impl Worker {
     ) -> Result<(), DropReason> {
         let opens = from == Side::Client && headers.flags.syn() && !headers.flags.ack() && !headers.flags.rst();
         if let Some(id) = self.flows.find(key) {
-            if !(opens && self.gives_way(id)) {
+            if !(opens && self.gives_way(id, headers.seq)) {
                 return self.handle_known(now, from, id, headers, frame, out);
             }
             self.remove(id);
@@ -320,7 +323,7 @@ impl Worker {
         if !opens {
             // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
             if !headers.flags.rst() {
-                reset(headers, &mut ToSide { out, to: from });
+                wire::build_rst(&mut ToSide { out, to: from }, headers);
             }
             return Err(DropReason::Midstream);
         }
@@ -378,13 +381,14 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether a new SYN of the client replaces flow `id` (RFC 9293 §3.10.7.4, RFC 6191: the server judges its number,
-    /// since it gets the client's own).
-    fn gives_way(&self, id: FlowId) -> bool {
+    /// Whether a SYN of the client with number `seq` replaces flow `id`: nothing of that is owed to either host any more, and
+    /// it is not the flow's own SYN that comes late. (RFC 9293 §3.10.7.4, RFC 6191: the server judges the number, since it
+    /// gets the client's own.)
+    fn gives_way(&self, id: FlowId, seq: u32) -> bool {
         match &self.flows[id].phase {
             Phase::Opening(_) => false,
-            Phase::Open(open) => open.is_over_for_client(),
-            Phase::TimeWait(_) => true,
+            Phase::Open(open) => open.is_over() && !open.was_opened_by(seq),
+            Phase::TimeWait(wait) => wait.client_iss != seq,
         }
     }
 
@@ -454,12 +458,11 @@ struct ToSide<'a, O> {
 }
 
 impl<O: Output> FrameSink for ToSide<'_, O> {
+    fn room(&self) -> usize {
+        self.out.room(self.to)
+    }
+
     fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
         self.out.frame(self.to, length)
     }
-}
-
-/// Answers a segment with the reset that RFC 9293 §3.5.2 asks for.
-fn reset(headers: &Headers, sink: &mut impl FrameSink) {
-    wire::build_rst(sink, headers);
 }
