@@ -50,6 +50,7 @@ clean_up() {
     exit "$status"
 }
 trap clean_up EXIT
+trap 'echo "side-by-side: line $LINENO failed" >&2' ERR
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -62,6 +63,12 @@ on() {
     local host=$1
     shift
     ip netns exec "$id-$host" "$@"
+}
+# start_on HOST LOG COMMAND...: starts a process on a host; its id is in $!.
+start_on() {
+    local host=$1 log=$2
+    shift 2
+    ip netns exec "$id-$host" "$@" < /dev/null > "$folder/$log" 2>&1 &
 }
 # await WHAT COMMAND...: tries a command for 20 seconds until it succeeds.
 await() {
@@ -101,8 +108,7 @@ http {
   server { listen 80 backlog=4096; }
 }
 END
-    # By exec, so that the process we started is the one we end.
-    on server nginx -e stderr -p "$folder" -c "$folder/nginx.conf" > "$folder/nginx.log" 2>&1 &
+    start_on server nginx.log nginx -e stderr -p "$folder" -c "$folder/nginx.conf"
     nginx_pid=$!
     await nginx on server curl -sf http://127.0.0.1/
 }
@@ -112,7 +118,7 @@ start_socktap() {
         printf '[ports]\nclient = "port1"\nserver = "port2"\nxdp_mode = "native"\n\n[[tap]]\nname = "web"\nserver_port = [80]\n'
         printf '%s\n' "$@"
     } > "$folder/ops.toml"
-    on wire "$socktap" run "$folder/ops.toml" > "$folder/middle.log" 2>&1 &
+    start_on wire middle.log "$socktap" run "$folder/ops.toml"
     middle_pid=$!
     await socktap grep -q "socktap is running" "$folder/middle.log"
 }
@@ -151,7 +157,7 @@ listen web
   bind $address:80
   server nginx 10.77.0.2:80
 END
-            on wire haproxy -db -f "$folder/haproxy.cfg" > "$folder/middle.log" 2>&1 &
+            start_on wire middle.log haproxy -db -f "$folder/haproxy.cfg"
             middle_pid=$!
             ;;
         *) fail "no such middle: $1" ;;
@@ -180,7 +186,7 @@ median() {
 build_wire
 start_nginx
 echo "wrk: 1 thread, $CONNECTIONS connections, $DURATION s, 64-byte body; $ROUNDS rounds; $(nproc) cores; Linux $(uname -r)"
-! command -v haproxy > /dev/null || haproxy -v | head -1 | cut -d' ' -f1-3
+! command -v haproxy > /dev/null || haproxy -v | sed -n '1s/ - .*//; 1s/ [0-9/]*$//; 1p'
 for round in $(seq "$ROUNDS"); do
     for middle in $MIDDLES; do
         start "$middle"

@@ -46,6 +46,7 @@ clean_up() {
     exit "$status"
 }
 trap clean_up EXIT
+trap 'echo "demo: line $LINENO failed" >&2' ERR
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
@@ -141,7 +142,5 @@ status=0
 wait "${started[-1]}" || status=$?
 unset 'started[-1]'
 [ $status -eq 0 ] || fail "socktap ended with $status"
-if ip -n "$id-wire" link show | grep -q prog/xdp; then
-    fail "an XDP program is left"
-fi
+[[ $(ip -n "$id-wire" -d link show) != *prog/xdp* ]] || fail "an XDP program is left"
 say "socktap ended with 0, and no XDP program is left"
