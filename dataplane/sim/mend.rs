@@ -61,11 +61,16 @@ impl Mend {
     }
 
     /// A frame that comes to the host.
-    pub fn received(&self, frame: &mut [u8]) {
-        let Some(segment) = frames::segment(frame).filter(|segment| segment.fin && segment.checksums_good) else {
-            return;
-        };
-        if let Some(&(_, edge)) = self.offered.get(&(segment.destination, segment.source))
+    pub fn received(&mut self, frame: &mut [u8]) {
+        let Some(segment) = frames::segment(frame).filter(|segment| segment.checksums_good) else { return };
+        let ports = (segment.destination, segment.source);
+        if segment.has_ack
+            && !self.heard.get(&ports).is_some_and(|heard| !segment.syn && is_before(segment.ack, heard.0))
+        {
+            self.heard.insert(ports, (segment.ack, segment.window));
+        }
+        if segment.fin
+            && let Some(&(_, edge)) = self.offered.get(&ports)
             && is_before(edge, segment.seq.wrapping_add(segment.payload as u32))
         {
             change(frame, &segment, |tcp| tcp.set_fin(false));
