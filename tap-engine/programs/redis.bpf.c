@@ -13,7 +13,7 @@
  */
 #include "socktap.h"
 
-#define ELEMENTS_MAX 128 /* bulk strings of one command */
+#define ELEMENTS_MAX 1024 /* bulk strings of one command */
 #define TEXT_MAX 8192     /* bytes of a line in a reply */
 #define DIGITS_MAX 7      /* of a length: 9,999,999 bytes */
 #define INLINE_MAX 8192   /* bytes of an inline command, line end included */
@@ -21,6 +21,11 @@
 
 /* What becomes of a forbidden command: SK_DROP, or STAP_DISCONNECT. (SHUTDOWN always disconnects.) */
 const volatile int forbidden_verdict = SK_DROP;
+/*
+ * What becomes of CONFIG. Clients that send it (redis-benchmark, say) do so at the start and wait for its answer: a reset
+ * tells them at once that there is none.
+ */
+const volatile int config_verdict = STAP_DISCONNECT;
 /* Forbid what runs scripts on the server: a script can call FLUSHALL, out of our sight. */
 const volatile u8 forbid_scripts = 1;
 /* Forbid the other ways to empty the data set or to leave the protocol: DEBUG, MODULE, REPLICAOF, SYNC, ... */
@@ -354,6 +359,21 @@ static __always_inline int is_admin(const struct name *name)
 	return 0;
 }
 
+/*
+ * The parser tells an array's length before the last payload's CRLF is there. Redis never looks at these two bytes; a reader
+ * that does would part with it here.
+ */
+static __always_inline int ends_in_crlf(struct __sk_buff *skb)
+{
+	const u8 *start = message_start(skb), *end = message_end(skb);
+	u64 at = distance(start, end) - 2;
+
+	if (at > READABLE)
+		return 1; /* out of sight */
+	start = message_start(skb);
+	return start + at + 2 <= end && start[at] == '\r' && start[at + 1] == '\n';
+}
+
 /* Judges one message of parse_command. */
 SEC("sk_skb/stream_verdict")
 int no_flush(struct __sk_buff *skb)
@@ -383,6 +403,8 @@ int no_flush(struct __sk_buff *skb)
 			return STAP_DISCONNECT;
 		at = distance(start, p) + 1 + size;
 		length = forget(skb, length);
+		if (!ends_in_crlf(skb))
+			return STAP_DISCONNECT;
 	} else {
 		at = 0;
 		length = NAME_MAX;
@@ -402,6 +424,7 @@ int no_flush(struct __sk_buff *skb)
 	if (!name.second) {
 		switch (name.first) {
 		case NAME6('C', 'O', 'N', 'F', 'I', 'G'):
+			return config_verdict;
 		case NAME7('F', 'L', 'U', 'S', 'H', 'D', 'B'):
 		case NAME8('F', 'L', 'U', 'S', 'H', 'A', 'L', 'L'):
 			return forbidden_verdict;
