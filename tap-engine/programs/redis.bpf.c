@@ -368,10 +368,11 @@ static __always_inline int ends_in_crlf(struct __sk_buff *skb)
 	const u8 *start = message_start(skb), *end = message_end(skb);
 	u64 at = distance(start, end) - 2;
 
+	OPAQUE(at);
 	if (at > READABLE)
 		return 1; /* out of sight */
-	start = message_start(skb);
-	return start + at + 2 <= end && start[at] == '\r' && start[at + 1] == '\n';
+	start = message_start(skb) + at;
+	return start + 2 <= end && start[0] == '\r' && start[1] == '\n';
 }
 
 /* Judges one message of parse_command. */
