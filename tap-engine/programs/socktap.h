@@ -71,6 +71,9 @@ static __always_inline u64 distance(const u8 *from, const u8 *to)
  * the other first; it sets at most 8192 aside. In a long loop, leave by the way that does not hold:
  *
  *     if (!HOLDS(p + 8, <=, end)) return NEED_MORE;
+ *
+ * `mask & constant` counts as a branch too if the verifier knows the mask to be 0 or -1 (maybe_fork_scalars), and Linux 6.18
+ * crashes when that is the one too many. Use a flag of 0 or 1 and a multiplication instead.
  */
 #define HOLDS(left, op, right)                                                                          \
 	({                                                                                              \

@@ -8,12 +8,9 @@ use tap_engine::shipped;
 fn no_comparison_with_a_negative_number() {
     const JUMP_WITH_IMMEDIATE: u8 = 0x05;
     const LOAD_OF_TWO_SLOTS: u8 = 0x18;
-    for (name, bytes) in [
-        ("redis", shipped::REDIS),
-        ("http1", shipped::HTTP1),
-        ("lines", shipped::LINES),
-        ("len4", shipped::LEN4),
-    ] {
+    for (name, bytes) in
+        [("redis", shipped::REDIS), ("http1", shipped::HTTP1), ("lines", shipped::LINES), ("len4", shipped::LEN4)]
+    {
         let object = Object::parse(bytes).unwrap();
         let mut instructions = 0;
         for function in object.functions.values() {

@@ -111,11 +111,30 @@ fn bodies_whose_end_two_readers_could_see_apart_are_refused() {
 fn request_lines() {
     let f = &mut http1();
     for line in [
-        "GET /\r\n", "GET / \r\n", "GET /  HTTP/1.1\r\n", "GET  / HTTP/1.1\r\n", " GET / HTTP/1.1\r\n", "GET / HTTP/1.1 \r\n",
-        "GET / HTTP/1.1\n", "GET / HTTP/1.2\r\n", "GET / HTTP/2.0\r\n", "GET / HTTP/11\r\n", "GET / http/1.1\r\n", "GET / HTTP/1.10\r\n",
-        "GET\t/ HTTP/1.1\r\n", "GET / x HTTP/1.1\r\n", "GET /\t HTTP/1.1\r\n", "/ HTTP/1.1\r\n", "\r\nGET / HTTP/1.1\r\n",
-        "\nGET / HTTP/1.1\r\n", "G(T / HTTP/1.1\r\n", "GET /\u{e9} HTTP/1.1\r\n", "GET /\0 HTTP/1.1\r\n", "GET / HTTP/1.1\r\r\n",
-        "PRI * HTTP/2.0\r\n", "\x16\x03\x01\x02\r\n",
+        "GET /\r\n",
+        "GET / \r\n",
+        "GET /  HTTP/1.1\r\n",
+        "GET  / HTTP/1.1\r\n",
+        " GET / HTTP/1.1\r\n",
+        "GET / HTTP/1.1 \r\n",
+        "GET / HTTP/1.1\n",
+        "GET / HTTP/1.2\r\n",
+        "GET / HTTP/2.0\r\n",
+        "GET / HTTP/11\r\n",
+        "GET / http/1.1\r\n",
+        "GET / HTTP/1.10\r\n",
+        "GET\t/ HTTP/1.1\r\n",
+        "GET / x HTTP/1.1\r\n",
+        "GET /\t HTTP/1.1\r\n",
+        "/ HTTP/1.1\r\n",
+        "\r\nGET / HTTP/1.1\r\n",
+        "\nGET / HTTP/1.1\r\n",
+        "G(T / HTTP/1.1\r\n",
+        "GET /\u{e9} HTTP/1.1\r\n",
+        "GET /\0 HTTP/1.1\r\n",
+        "GET / HTTP/1.1\r\r\n",
+        "PRI * HTTP/2.0\r\n",
+        "\x16\x03\x01\x02\r\n",
     ] {
         refused(f, format!("{line}Host: a\r\n\r\n"));
     }
@@ -145,8 +164,18 @@ fn long_heads() {
 fn the_prefix_is_forbidden_however_it_is_written() {
     let f = &mut http1();
     for target in [
-        "/admin", "/admin/", "/admin?x", "/administrator", "/admin/users?id=1", "/ADMIN", "/Admin", "/%61dmin", "/%41DMIN", "/ad%6din",
-        "/%61%64%6d%69%6e", "/%61%64%6D%69%6E/x",
+        "/admin",
+        "/admin/",
+        "/admin?x",
+        "/administrator",
+        "/admin/users?id=1",
+        "/ADMIN",
+        "/Admin",
+        "/%61dmin",
+        "/%41DMIN",
+        "/ad%6din",
+        "/%61%64%6d%69%6e",
+        "/%61%64%6D%69%6E/x",
     ] {
         is(f, get(target), Disconnect);
     }
@@ -161,10 +190,42 @@ fn the_prefix_is_forbidden_however_it_is_written() {
 fn paths_that_servers_understand_differently_are_forbidden() {
     let f = &mut http1();
     for target in [
-        "//admin", "/./admin", "/x/../admin", "/x/..", "/.", "/..", "/../admin", "/x//y", "/%2fadmin", "/x/%2e%2e/admin", "/x/%2E./admin",
-        "/x%2f..%2fadmin", "/;a/admin", "/..;/admin", "/.;x/admin", "/x/..;a=b/admin", "\\admin", "/\\admin", "/x\\..\\admin",
-        "/%5cadmin", "/%2561dmin", "/x%00", "/x%0d%0aadmin", "/%", "/%6", "/%zz", "/%u0061dmin", "/x%c0%afadmin", "/x#y",
-        "http://host/admin", "HTTP://host/", "host:443", "*x", "admin", "?/admin", "/x%7f",
+        "//admin",
+        "/./admin",
+        "/x/../admin",
+        "/x/..",
+        "/.",
+        "/..",
+        "/../admin",
+        "/x//y",
+        "/%2fadmin",
+        "/x/%2e%2e/admin",
+        "/x/%2E./admin",
+        "/x%2f..%2fadmin",
+        "/;a/admin",
+        "/..;/admin",
+        "/.;x/admin",
+        "/x/..;a=b/admin",
+        "\\admin",
+        "/\\admin",
+        "/x\\..\\admin",
+        "/%5cadmin",
+        "/%2561dmin",
+        "/x%00",
+        "/x%0d%0aadmin",
+        "/%",
+        "/%6",
+        "/%zz",
+        "/%u0061dmin",
+        "/x%c0%afadmin",
+        "/x#y",
+        "http://host/admin",
+        "HTTP://host/",
+        "host:443",
+        "*x",
+        "admin",
+        "?/admin",
+        "/x%7f",
     ] {
         is(f, get(target), Disconnect);
     }
@@ -177,8 +238,24 @@ fn paths_that_servers_understand_differently_are_forbidden() {
 fn other_paths_pass() {
     let f = &mut http1();
     for target in [
-        "/", "/a", "/a/", "/adm", "/x/admin", "/.well-known/acme", "/...", "/a..b/c.", "/a%20b%2Fc", "/%c3%a9t%c3%a9",
-        "/a;v=1/b", "/?q=/admin", "/?..//", "/a?x=%zz#", "/caf%e9", "/@:,~!$&'()*+=", "/%23", "/%3fadmin",
+        "/",
+        "/a",
+        "/a/",
+        "/adm",
+        "/x/admin",
+        "/.well-known/acme",
+        "/...",
+        "/a..b/c.",
+        "/a%20b%2Fc",
+        "/%c3%a9t%c3%a9",
+        "/a;v=1/b",
+        "/?q=/admin",
+        "/?..//",
+        "/a?x=%zz#",
+        "/caf%e9",
+        "/@:,~!$&'()*+=",
+        "/%23",
+        "/%3fadmin",
     ] {
         is(f, get(target), Pass);
     }

@@ -49,5 +49,8 @@ fn a_length_that_no_int_holds_is_refused() {
 
 #[test]
 fn splits_do_not_matter_to_it() {
-    splits_do_not_matter(len4(), &[b"\0\0\0\0", b"\0\0\0\x03Dab", b"\0\0\0\x09Xxxxxxxxx", b"\0\0\0\x02ok", b"\xff\xff"]);
+    splits_do_not_matter(
+        len4(),
+        &[b"\0\0\0\0", b"\0\0\0\x03Dab", b"\0\0\0\x09Xxxxxxxxx", b"\0\0\0\x02ok", b"\xff\xff"],
+    );
 }

@@ -80,5 +80,8 @@ fn another_word() {
 
 #[test]
 fn splits_do_not_matter_to_it() {
-    splits_do_not_matter(lines(), &[b"\n", b"GET\r\n", b"a secret\n", b"no newline yet, and for a while there is none"]);
+    splits_do_not_matter(
+        lines(),
+        &[b"\n", b"GET\r\n", b"a secret\n", b"no newline yet, and for a while there is none"],
+    );
 }

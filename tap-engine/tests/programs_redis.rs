@@ -63,7 +63,8 @@ fn names_in_arguments_are_data() {
 
 #[test]
 fn a_pipeline_is_cut_into_its_commands() {
-    let stream = [words("SET a 1"), words("FLUSHALL"), b"PING\r\n".to_vec(), words("SHUTDOWN"), words("GET a")].concat();
+    let stream =
+        [words("SET a 1"), words("FLUSHALL"), b"PING\r\n".to_vec(), words("SHUTDOWN"), words("GET a")].concat();
     let messages = [(27, Pass), (18, Drop), (6, Pass), (18, Disconnect), (20, Pass)];
     becomes(&mut redis(), stream, &messages, End::Clean);
 }
@@ -87,9 +88,26 @@ fn empty_lines_hide_nothing() {
 fn lines_that_redis_reads_in_its_own_way_are_refused() {
     let f = &mut redis();
     for line in [
-        "\"FLUSHALL\"", "'FLUSHALL'", "FLUSH\"ALL\"", "\"\\x46LUSHALL\"", "'flush'all", " FLUSHALL", "\tFLUSHALL",
-        "FLUSHALL\tASYNC", "FLUSHALL\x0b", "FLUSHALL\rGET", "\rFLUSHALL", "\x0bFLUSHALL", "FLUSHALL\0", "\0FLUSHALL",
-        "GET a\0", "$8", "+PING", "-1", "\u{e9}", "A/B",
+        "\"FLUSHALL\"",
+        "'FLUSHALL'",
+        "FLUSH\"ALL\"",
+        "\"\\x46LUSHALL\"",
+        "'flush'all",
+        " FLUSHALL",
+        "\tFLUSHALL",
+        "FLUSHALL\tASYNC",
+        "FLUSHALL\x0b",
+        "FLUSHALL\rGET",
+        "\rFLUSHALL",
+        "\x0bFLUSHALL",
+        "FLUSHALL\0",
+        "\0FLUSHALL",
+        "GET a\0",
+        "$8",
+        "+PING",
+        "-1",
+        "\u{e9}",
+        "A/B",
     ] {
         refused(f, format!("{line}\r\n"));
     }
@@ -111,7 +129,9 @@ fn lengths_are_bare_digits() {
         refused(f, format!("*1\r\n${length}\r\nFLUSHALL\r\n"));
         refused(f, format!("*2\r\n$3\r\nGET\r\n${length}\r\nFLUSHALL\r\n"));
     }
-    for text in ["*1\n$8\r\nFLUSHALL\r\n", "*1\rX$8\r\nFLUSHALL\r\n", "*1\r\n$8\nFLUSHALL\r\n", "*1\r\n$8\r\rFLUSHALL\r\n"] {
+    for text in
+        ["*1\n$8\r\nFLUSHALL\r\n", "*1\rX$8\r\nFLUSHALL\r\n", "*1\r\n$8\nFLUSHALL\r\n", "*1\r\n$8\r\rFLUSHALL\r\n"]
+    {
         refused(f, text);
     }
     for text in ["*1\r\n:8\r\n", "*1\r\n*1\r\n$8\r\nFLUSHALL\r\n", "*1\r\n\r\n$8\r\n", "*2\r\n$3\r\nGETxx$1\r\na\r\n"] {
@@ -172,12 +192,26 @@ fn long_lines() {
 fn scripts_and_the_other_ways_to_empty_it() {
     let f = &mut redis();
     let scripts = [
-        "EVAL return 0", "eval_ro x 0", "EVALSHA abc 0", "EVALSHA_RO abc 0", "FCALL f 0", "FCALL_RO f 0", "FUNCTION LOAD x",
+        "EVAL return 0",
+        "eval_ro x 0",
+        "EVALSHA abc 0",
+        "EVALSHA_RO abc 0",
+        "FCALL f 0",
+        "FCALL_RO f 0",
+        "FUNCTION LOAD x",
         "SCRIPT LOAD x",
     ];
     let admin = [
-        "DEBUG RELOAD", "MODULE LOAD x", "REPLICAOF host 1", "SLAVEOF host 1", "SYNC", "PSYNC ? -1", "SFLUSH 0 1",
-        "CLUSTER RESET HARD", "cluster flushslots", "CLUSTER FLUSHSLOT 1",
+        "DEBUG RELOAD",
+        "MODULE LOAD x",
+        "REPLICAOF host 1",
+        "SLAVEOF host 1",
+        "SYNC",
+        "PSYNC ? -1",
+        "SFLUSH 0 1",
+        "CLUSTER RESET HARD",
+        "cluster flushslots",
+        "CLUSTER FLUSHSLOT 1",
     ];
     for line in scripts.iter().chain(&admin) {
         both(f, line, Drop);
@@ -191,7 +225,8 @@ fn scripts_and_the_other_ways_to_empty_it() {
         both(f, line, Pass);
     }
 
-    let open = rebuilt("redis", &[("forbid_scripts = 1", "forbid_scripts = 0"), ("forbid_admin = 1", "forbid_admin = 0")]);
+    let open =
+        rebuilt("redis", &[("forbid_scripts = 1", "forbid_scripts = 0"), ("forbid_admin = 1", "forbid_admin = 0")]);
     let f = &mut filter(&open, "parse_command", Some("no_flush"));
     for line in scripts.iter().chain(&admin) {
         both(f, line, Pass);
@@ -213,8 +248,21 @@ fn a_forbidden_command_may_disconnect() {
 fn replies() {
     let f = &mut filter(shipped::REDIS, "parse_reply", None);
     for reply in [
-        "+OK\r\n", "+\r\n", "-ERR unknown command\r\n", ":-12\r\n", "$5\r\nhello\r\n", "$0\r\n\r\n", "$-1\r\n", "*-1\r\n", "*0\r\n",
-        "_\r\n", "#t\r\n", ",3.14\r\n", "(123456789012345678901234567890\r\n", "!5\r\nERR x\r\n", "=7\r\ntxt:abc\r\n",
+        "+OK\r\n",
+        "+\r\n",
+        "-ERR unknown command\r\n",
+        ":-12\r\n",
+        "$5\r\nhello\r\n",
+        "$0\r\n\r\n",
+        "$-1\r\n",
+        "*-1\r\n",
+        "*0\r\n",
+        "_\r\n",
+        "#t\r\n",
+        ",3.14\r\n",
+        "(123456789012345678901234567890\r\n",
+        "!5\r\nERR x\r\n",
+        "=7\r\ntxt:abc\r\n",
         "$8\r\n\r\n\r\n\r\n\r\n\r\n",
     ] {
         is(f, reply, Pass);
@@ -254,7 +302,8 @@ fn splits_do_not_matter_to_commands() {
 
 #[test]
 fn splits_do_not_matter_to_replies() {
-    let pieces: &[&[u8]] = &[b"+OK\r\n", b"$-1\r\n", b"$3\r\nabc\r\n", b"*2\r\n", b":1\r\n", b"-ERR a long line of an error\r\n"];
+    let pieces: &[&[u8]] =
+        &[b"+OK\r\n", b"$-1\r\n", b"$3\r\nabc\r\n", b"*2\r\n", b":1\r\n", b"-ERR a long line of an error\r\n"];
     splits_do_not_matter(filter(shipped::REDIS, "parse_reply", None), pieces);
 }
 
