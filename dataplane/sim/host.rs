@@ -340,13 +340,27 @@ impl Host {
             }
             if now >= session.heard + interval {
                 let ports = (local.port, remote.port);
-                let probe = self.mend.probe([local.addr, remote.addr], ports, self.plan.window_scale());
+                let probe = self.mend.probe([local.addr, remote.addr], ports, self.plan.window_scale(), 1);
                 probes.extend(probe);
                 session.heard = now;
             }
             wake = [wake, Some(session.heard + interval)].into_iter().flatten().min();
         }
         (probes, wake)
+    }
+
+    /// A segment for each connection that this host has aborted, as one that was under way for long.
+    pub fn segments_of_the_dead(&self) -> Vec<Vec<u8>> {
+        let aborted = |session: &&Session| matches!(session.end, Some(End::Aborted | End::GaveUp));
+        let segment = |session: &Session| {
+            let client = FIRST_CLIENT_PORT + session.connection as u16;
+            let server = self.connections[session.connection].server_port;
+            let ports = if self.side == 0 { (client, server) } else { (server, client) };
+            let ends = [self.side, 1 - self.side].map(|side| self.addresses.ip[side].into());
+            let packet = self.mend.probe(ends, ports, self.plan.window_scale(), 1 << 20)?;
+            Some([&self.header[..], &packet].concat())
+        };
+        self.sessions.iter().filter(aborted).filter_map(segment).collect()
     }
 
     /// Makes a socket send again whose bytes were not acknowledged for longer than any of its timers can take; returns when

@@ -85,10 +85,11 @@ impl Mend {
         bare && waits && socket.send_queue() == 0 && next.is_some_and(|&next| is_before(segment.ack, next))
     }
 
-    /// A probe: an ACK with a number that the other host has seen, which it must answer (RFC 9293 §3.8.4).
-    pub fn probe(&self, ends: [IpAddress; 2], ports: Ports, scale: usize) -> Option<Vec<u8>> {
+    /// A probe: an ACK with a number that the other host has seen, which it must answer (RFC 9293 §3.8.4). `age`: how many
+    /// bytes ago.
+    pub fn probe(&self, ends: [IpAddress; 2], ports: Ports, scale: usize, age: u32) -> Option<Vec<u8>> {
         let (next, &(ack, edge)) = (self.next.get(&ports)?, self.offered.get(&ports)?);
-        Some(bare_ack(ends, ports, next.wrapping_sub(1), ack, (edge.wrapping_sub(ack) >> scale) as u16))
+        Some(bare_ack(ends, ports, next.wrapping_sub(age), ack, (edge.wrapping_sub(ack) >> scale) as u16))
     }
 
     /// What the socket between these ports must get from `ends` to fast retransmit: two changes of the window, so that it

@@ -87,6 +87,8 @@ pub struct MiddlePlan {
     pub judged: [bool; 2],
     /// Whether the tap has verdicts, or parsers only.
     pub verdicts: bool,
+    /// What cannot be cut into messages is discarded, and does not end the flow.
+    pub discards: bool,
     /// Percent of batches with which a frame arrives that is noise.
     pub noise: usize,
 }
@@ -284,6 +286,7 @@ impl Features {
         let ends = random.below(count + 1);
         let disconnects = self.disconnects && random.chance(40);
         let malformed = self.malformed && random.chance(30);
+        let mut ended = false;
         for number in 0..count {
             let begin = plan.writes.len();
             let length = self.message_length(random, middle.message);
@@ -300,6 +303,8 @@ impl Features {
                 *first = verdict;
             }
             if judged && number == ends && malformed {
+                ended = true;
+                plan.disconnects |= !middle.discards;
                 // A message that is too big, or whose end never comes.
                 if random.chance(50) {
                     let too_big = middle.message as u32 - 3 + random.below(1000) as u32;
@@ -311,14 +316,12 @@ impl Features {
                     } else {
                         plan.writes[begin..begin + 4].copy_from_slice(&(length as u32 + 1).to_be_bytes());
                     }
-                    plan.disconnects = true;
                     break;
                 }
-                plan.disconnects = true;
             }
             match verdict {
-                _ if plan.disconnects => {}
-                b'X' if judged && middle.verdicts => plan.disconnects = true,
+                _ if ended => {}
+                b'X' if judged && middle.verdicts => (ended, plan.disconnects) = (true, true),
                 b'D' if judged && middle.verdicts => plan.dropped += 1,
                 _ => plan.passed.extend_from_slice(&plan.writes[begin..]),
             }
@@ -373,6 +376,7 @@ impl MiddlePlan {
             message: random.pick(&[300, 5_000, 64 * 1024]),
             judged: judged.map(|judged| judged && workers),
             verdicts: random.chance(90),
+            discards: random.chance(30),
             noise: if random.chance(20) { 5 } else { 0 },
         }
     }

@@ -49,10 +49,13 @@ fn number(variable: &str) -> Option<u64> {
         .map(|value| value.parse().unwrap_or_else(|_| panic!("{variable}={value}: not a number")))
 }
 
+/// Failures by seed, and the sum of all tallies.
+type Results = (BTreeMap<u64, String>, BTreeMap<&'static str, u64>);
+
 /// Runs seeds on all cores; panics with the first failures and how to see them again.
 fn swarm(between: Between, seeds: u64) {
     let next = AtomicU64::new(0);
-    let results: Mutex<(BTreeMap<u64, String>, BTreeMap<&'static str, u64>)> = Mutex::default();
+    let results: Mutex<Results> = Mutex::default();
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..threads {

@@ -49,7 +49,7 @@ impl Workers {
                     filters: plan.judged.map(filter),
                     application: Side::Server,
                     observe: false,
-                    on_parse_error: OnParseError::Disconnect,
+                    on_parse_error: if plan.discards { OnParseError::Drop } else { OnParseError::Disconnect },
                     message_timeout: None,
                 },
             };

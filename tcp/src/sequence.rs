@@ -230,7 +230,9 @@ impl Sequence {
             return Admission::Refuse;
         }
         if !h.flags.syn() {
-            return Admission::Discard;
+            // The peer takes our SYN for one that it has answered before, in a connection that we have forgotten. (Our number
+            // is not our own choice, and may come again.) RFC 9293 §3.10.7.3 drops such a segment, and would for ever.
+            return if acceptable_ack { Admission::Refuse } else { Admission::Discard };
         }
         Admission::Enter(Entry {
             seq: h.seq,
