@@ -3,7 +3,7 @@
 #   make            builds the release binary, target/release/socktap
 #   make demo       the Redis filter on real traffic between two namespaces
 #   make test       all tests; those on real traffic need root
-#   make bench      side by side with HAProxy and a bare bridge
+#   make bench      what each station of a frame costs; then side by side with HAProxy and a bare bridge
 #   make programs   compiles the shipped filters to tap-engine/programs/NAME.bpf.o
 #   make lint       format and lints, as in .ci/run
 #   make setup      installs what any of these needs
@@ -41,6 +41,7 @@ bench:
 	@.ci/setup build bench
 	$(CARGO) build --release --bin socktap
 	@$(MAKE) --no-print-directory -C tap-engine/programs
+	$(CARGO) bench -p benches
 	@$(SUDO) benches/side-by-side.sh $(CARGO_TARGET_DIR)/release/socktap
 
 lint:
