@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use aya_obj::programs::SkSkbKind;
 use aya_obj::{EbpfSectionKind, ProgramSection};
+use object::{Object as _, ObjectSection as _};
 
 use crate::error::LoadError;
 use crate::instruction::Instruction;
@@ -20,6 +21,9 @@ use crate::names;
 use crate::print::PrintLog;
 use crate::program::{Parts, Program};
 use crate::verify;
+
+/// The most bytes of one section, code or global data.
+const MAX_SECTION: u64 = 64 << 20;
 
 /// What a program is for; its section declares it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -184,6 +188,7 @@ type Linked = (String, Kind, Vec<Instruction>);
 fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Linked>), LoadError> {
     let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
+    check_sections(bytes).map_err(not_bpf)?;
     let mut object = aya_obj::Object::parse(bytes).map_err(|error| not_bpf(chain(&error)))?;
     if object.has_btf_relocations() {
         return Err(not_bpf("it has CO-RE relocations, which need the types of a kernel".into()));
@@ -218,6 +223,20 @@ fn is_real(map: &aya_obj::Map) -> bool {
     match map.section_kind() {
         EbpfSectionKind::Data | EbpfSectionKind::Rodata | EbpfSectionKind::Bss => map.value_size() > 0,
         _ => true,
+    }
+}
+
+/// No section may claim more than [`MAX_SECTION`] bytes. `.bss` has none in the file, and aya-obj allocates what it claims:
+/// an allocation that fails ends the process.
+fn check_sections(bytes: &[u8]) -> Result<(), String> {
+    let file = object::File::parse(bytes).map_err(|error| error.to_string())?;
+    match file.sections().find(|section| section.size() > MAX_SECTION) {
+        Some(section) => Err(format!(
+            "its section `{}` claims {} bytes, and at most {MAX_SECTION} are possible",
+            section.name().unwrap_or("?"),
+            section.size(),
+        )),
+        None => Ok(()),
     }
 }
 

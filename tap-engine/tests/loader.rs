@@ -31,6 +31,19 @@ fn files_that_are_no_objects_are_told_apart() {
 }
 
 #[test]
+fn a_bss_larger_than_memory_is_refused() {
+    let mut bytes = compile("char zeros[24]; VERDICT int f(struct __sk_buff *skb) { return zeros[skb->len & 15]; }");
+    assert!(Object::from_bytes("bss.o", &bytes).is_ok());
+    // The section headers: offset at 0x28, number of them at 0x3c. SHT_NOBITS is 8; the size stands at 0x20 of a header.
+    let table = u64::from_le_bytes(bytes[0x28..0x30].try_into().unwrap()) as usize;
+    let count = usize::from(u16::from_le_bytes([bytes[0x3c], bytes[0x3d]]));
+    let header = (0..count).map(|index| table + index * 64).find(|&at| bytes[at + 4] == 8).expect("a .bss");
+    bytes[header + 0x20..header + 0x28].copy_from_slice(&(1u64 << 53).to_le_bytes());
+    let error = Object::from_bytes("bss.o", &bytes).unwrap_err().to_string();
+    assert!(error.contains("`.bss` claims 9007199254740992 bytes"), "{error}");
+}
+
+#[test]
 fn functions_that_are_not_there_are_named_with_those_that_are() {
     let source =
         "PARSER int parse(struct __sk_buff *skb) { return 1; } VERDICT int judge(struct __sk_buff *skb) { return 1; }";
