@@ -142,11 +142,9 @@ impl Flow {
                 }
                 return Outcome::Lives;
             }
+            let Ok(client) = opening.answer(now, context) else { return Outcome::Refused };
             let Phase::Opening(opening) = std::mem::replace(&mut self.phase, TimeWait::NOTHING) else { unreachable!() };
-            match opening.establish(now, context) {
-                Ok(open) => self.phase = Phase::Open(Box::new(open)),
-                Err(_) => return Outcome::Refused,
-            }
+            self.phase = Phase::Open(Box::new(opening.establish(client, context)));
             context.counters.flows_established += 1;
         }
         match &mut self.phase {
@@ -268,23 +266,26 @@ impl Opening {
     }
 
     /// The server has answered: so do we, with its sequence number.
-    fn establish(self: Box<Self>, now: Instant, context: &mut Context<'_>) -> Result<Open, tcp::OpenError> {
+    fn answer(&self, now: Instant, context: &mut Context<'_>) -> Result<Connection, tcp::OpenError> {
         let iss = self.server.peer_iss().expect("a server that has answered has sent its sequence number");
         let stack = &mut context.stacks[Side::Client as usize];
-        let client = Connection::passive_open(stack, now, &self.syn, &self.headers, iss, context.options)?;
+        Connection::passive_open(stack, now, &self.syn, &self.headers, iss, context.options)
+    }
+
+    fn establish(self: Box<Self>, client: Connection, context: &Context<'_>) -> Open {
         let (local, remote) = match context.tap.application {
             Side::Server => (context.key.server, context.key.client),
             Side::Client => (context.key.client, context.key.server),
         };
         let judged = Side::BOTH.map(|from| context.tap.filter_from(from).is_some());
-        Ok(Open {
+        Open {
             sides: [client, self.server],
             directions: judged.map(Direction::new),
             info: FlowInfo::new(local, remote),
             client_iss: self.headers.seq,
             unanswered: [None; 2],
             ending: None,
-        })
+        }
     }
 }
 

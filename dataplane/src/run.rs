@@ -356,4 +356,14 @@ fn announce(config: &Config, ports: &[Port; 2], modes: &(Attached, Attached), cr
             Cross::Worker => "through the workers",
         },
     );
+    // In native mode the kernel takes this offload from the peer of a veth; in skb mode it does not.
+    for (port, mode) in ports.iter().zip([modes.0, modes.1]) {
+        if mode == Attached::Skb && port.driver == "veth" {
+            tracing::warn!(
+                "{}: in skb mode on a veth, frames longer than the MTU are lost: turn segmentation offload off at its peer, \
+                 `ethtool -K PEER tso off gso off`",
+                port.name
+            );
+        }
+    }
 }

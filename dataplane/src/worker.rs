@@ -313,7 +313,8 @@ impl Worker {
         frame: &mut [u8],
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
-        let opens = from == Side::Client && headers.flags.syn() && !headers.flags.ack() && !headers.flags.rst();
+        let flags = headers.flags;
+        let opens = from == Side::Client && flags.syn() && !flags.ack() && !flags.rst() && !flags.fin();
         if let Some(id) = self.flows.find(key) {
             if !(opens && self.gives_way(id, headers.seq)) {
                 return self.handle_known(now, from, id, headers, frame, out);
