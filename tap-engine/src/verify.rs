@@ -4,6 +4,7 @@ use std::io;
 
 use aya::programs::{ProgramError, SkSkb};
 use aya::{EbpfError, EbpfLoader};
+use caps::{CapSet, Capability, has_cap};
 
 use crate::error::LoadError;
 use crate::object::{Kind, chain};
@@ -20,6 +21,11 @@ pub(crate) fn verify<'a>(
     bytes: &[u8],
     functions: impl Iterator<Item = (&'a str, Kind)>,
 ) -> Result<(), LoadError> {
+    // Without the rights aya's probes fail first, and what it reports is their consequence.
+    if !may_load() {
+        let reason = "the process has neither CAP_SYS_ADMIN nor CAP_BPF with CAP_NET_ADMIN".to_owned();
+        return Err(LoadError::NotPermitted { object: object.to_owned(), reason });
+    }
     // The kernel's own types are needed for CO-RE only, and take long to read.
     let mut loaded = EbpfLoader::new().btf(None).load(bytes).map_err(|error| failed(object, &error))?;
     for (function, _) in functions {
@@ -33,6 +39,12 @@ pub(crate) fn verify<'a>(
         program.load().map_err(|error| refused(object, function, error))?;
     }
     Ok(())
+}
+
+/// Whether this thread has the rights to load programs of the kind `sk_skb` (capabilities(7)).
+fn may_load() -> bool {
+    let has = |capability| has_cap(None, CapSet::Effective, capability).unwrap_or(false);
+    has(Capability::CAP_SYS_ADMIN) || (has(Capability::CAP_BPF) && has(Capability::CAP_NET_ADMIN))
 }
 
 fn refused(object: &str, function: &str, error: ProgramError) -> LoadError {

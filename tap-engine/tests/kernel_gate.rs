@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{is_root, load, unverified};
-use tap_engine::LoadError;
+use common::{is_root, load};
+use tap_engine::{LoadError, Object};
 
 const GOOD: &str = r#"
     struct { __uint(type, BPF_MAP_TYPE_ARRAY); __uint(max_entries, 4); __type(key, __u32); __type(value, __u64); } counts SEC(".maps");
@@ -53,7 +53,8 @@ fn without_permission_it_is_another_error() {
         assert!(matches!(error, LoadError::NotPermitted { .. }), "{error}");
         return;
     }
-    let object = unverified(GOOD);
+    // One with global data: that is what aya asks the kernel about first.
+    let object = Object::from_bytes("redis", tap_engine::shipped::REDIS).unwrap();
     // Only this thread gives up its rights: the raw system call, unlike libc's function, changes no other thread.
     let error = std::thread::spawn(move || {
         // SAFETY: setresuid takes three numbers and touches no memory.
