@@ -271,3 +271,117 @@ fn lines_with_the_forbidden_word_vanish() {
     });
     socktap.assert_healthy();
 }
+
+/// What the server reads, up to the end of the stream or a reset.
+fn read_to_end_or_reset(mut stream: &TcpStream) -> (Vec<u8>, bool) {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => (bytes, false),
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => (bytes, true),
+        Err(error) => panic!("{error} after {} bytes", bytes.len()),
+    }
+}
+
+/// Sends a message that passes, one that is longer than the limit, and then `tail`, and ends the direction. Gives what was
+/// sent, what arrived, and whether a reset came after it.
+fn send_a_bad_length(policy: &str) -> Option<(Vec<u8>, Vec<u8>, bool)> {
+    let lab = Lab::start()?;
+    lab.write_shipped_programs();
+    let tap = format!("[limits]\nmessage = 1000\n\n{FILTERED}on_parse_error = \"{policy}\"\n");
+    let mut socktap = lab.socktap(&lab.ops("", &tap));
+    let (mut client, served) = pair(&lab, SERVER_V4);
+    let mut sent = message(b'p', b"assed");
+    sent.extend(message(b'l', &[7; 5000]));
+    sent.extend(message(b'D', b"ropped if it is judged"));
+    client.write_all(&sent).expect("write");
+    // After a disconnect the stream may be gone already.
+    let _ = client.shutdown(Shutdown::Write);
+    let (received, reset) = read_to_end_or_reset(&served);
+    socktap.assert_healthy();
+    Some((sent, received, reset))
+}
+
+#[test]
+fn a_parse_error_disconnects_after_what_had_passed() {
+    let Some((_, received, reset)) = send_a_bad_length("disconnect") else { return };
+    assert_eq!((received, reset), (message(b'p', b"assed"), true));
+}
+
+#[test]
+fn a_parse_error_may_drop_the_rest_of_the_direction() {
+    let Some((_, received, reset)) = send_a_bad_length("drop") else { return };
+    assert_eq!((received, reset), (message(b'p', b"assed"), false));
+}
+
+#[test]
+fn a_parse_error_may_pass_the_rest_of_the_flow() {
+    let Some((sent, received, reset)) = send_a_bad_length("pass") else { return };
+    assert_same_bytes("the rest of the flow", &received, &sent);
+    assert!(!reset);
+}
+
+#[test]
+fn a_message_that_stays_incomplete_times_out() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", &format!("{FILTERED}message_timeout = \"300ms\"\n")));
+    let (mut client, served) = pair(&lab, SERVER_V4);
+    let passed = message(b'p', b"assed");
+    client.write_all(&passed).expect("write");
+    client.write_all(&message(b'p', b"assed, if it were whole")[..9]).expect("write");
+    assert_eq!(read_to_end_or_reset(&served), (passed, true));
+    let error = client.read(&mut [0; 8]).expect_err("reset");
+    assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    socktap.assert_healthy();
+}
+
+#[test]
+fn a_stream_that_ends_within_a_message_disconnects_after_what_had_passed() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", FILTERED));
+    let (mut client, served) = pair(&lab, SERVER_V4);
+    let passed = message(b'p', b"assed");
+    client.write_all(&passed).expect("write");
+    client.write_all(&passed[..7]).expect("write");
+    client.shutdown(Shutdown::Write).expect("shutdown");
+    assert_eq!(read_to_end_or_reset(&served), (passed, true));
+    socktap.assert_healthy();
+}
+
+#[test]
+fn receive_and_send_are_those_of_the_application() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    // Only what the client, as the application, receives is judged.
+    let tap = "[[tap]]\nname = \"framed\"\nserver_port = [4444]\napplication = \"client\"\n\
+        receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n";
+    let mut socktap = lab.socktap(&lab.ops("", tap));
+    let (mut client, mut served) = pair(&lab, SERVER_V4);
+    let dropped = message(b'D', b"ropped on the way to the client");
+    for stream in [&mut client, &mut served] {
+        stream.write_all(&dropped).expect("write");
+        stream.shutdown(Shutdown::Write).expect("shutdown");
+    }
+    assert_same_bytes("to the server", &read_to_end(&served, "server"), &dropped);
+    assert_same_bytes("to the client", &read_to_end(&client, "client"), &[]);
+    socktap.assert_healthy();
+}
+
+#[test]
+fn a_full_table_takes_no_more_flows_and_the_ones_in_it_go_on() {
+    let Some(lab) = Lab::start() else { return };
+    lab.write_shipped_programs();
+    let mut socktap = lab.socktap(&lab.ops("", &format!("[limits]\nflows = 1\n\n{FILTERED}")));
+    let (mut client, mut served) = pair(&lab, SERVER_V4);
+    let address = SocketAddr::new(SERVER_V4, PORT);
+    let error = connect_from(&lab.client, address, std::time::Duration::from_millis(300)).expect_err("no room");
+    assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    let passed = message(b'p', b"assed");
+    client.write_all(&passed).expect("write");
+    let mut received = vec![0; passed.len()];
+    served.read_exact(&mut received).expect("the flow in the table goes on");
+    assert_eq!(received, passed);
+    drop((client, served));
+    socktap.assert_healthy();
+}
