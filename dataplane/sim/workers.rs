@@ -116,7 +116,7 @@ impl Middle for Workers {
             if worker.poll_at().is_some_and(|deadline| deadline <= now) {
                 worker.handle_timeouts(now);
             }
-            worker.pump(now, out);
+            worker.pump(now);
             worker.poll_transmit(now, out);
         }
         Ok(())

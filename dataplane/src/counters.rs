@@ -11,9 +11,7 @@ pub enum DropReason {
     TableFull,
     /// A segment of a selected connection that we did not see open; its sender was reset.
     Midstream,
-    /// A SYN with another sequence number than the one that is being opened for the same ends.
-    SynConflict,
-    /// A segment of a flow that is still waiting for its server.
+    /// Text, or a FIN, of a flow whose handshake is not complete.
     NotYetOpen,
     /// A segment of a flow that has ended but is kept for TIME-WAIT.
     TimeWait,
@@ -27,11 +25,10 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::BadChecksum,
         Self::TableFull,
         Self::Midstream,
-        Self::SynConflict,
         Self::NotYetOpen,
         Self::TimeWait,
         Self::Unaddressable,
@@ -45,7 +42,6 @@ impl DropReason {
             Self::BadChecksum => "bad_checksum",
             Self::TableFull => "table_full",
             Self::Midstream => "midstream",
-            Self::SynConflict => "syn_conflict",
             Self::NotYetOpen => "not_yet_open",
             Self::TimeWait => "time_wait",
             Self::Unaddressable => "unaddressable",
@@ -125,6 +121,29 @@ pub struct TapCounters {
     pub flows_closed: u64,
 }
 
+/// What had to be changed in handshakes: see [`tcp::handshake::Changes`].
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HandshakeCounters {
+    /// Options that were overwritten with NOPs.
+    pub options_removed: u64,
+    /// SYNs and SYN-ACKs that asked for ECN.
+    pub ecn_removed: u64,
+    /// SYNs and SYN-ACKs with an MSS that the path does not carry.
+    pub mss_lowered: u64,
+    /// Bytes of text in SYNs and SYN-ACKs.
+    pub text_removed: u64,
+}
+
+impl HandshakeCounters {
+    /// Counts what was changed in one segment.
+    pub fn add(&mut self, changes: &tcp::handshake::Changes) {
+        self.options_removed += u64::from(changes.options_removed);
+        self.ecn_removed += u64::from(changes.ecn_removed);
+        self.mss_lowered += u64::from(changes.mss_lowered);
+        self.text_removed += changes.text_removed as u64;
+    }
+}
+
 /// Counts of one worker.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
@@ -136,6 +155,8 @@ pub struct Counters {
     pub frames_forwarded: [u64; 2],
     /// Frames that changed hands to another worker.
     pub frames_handed_over: u64,
+    /// What had to be changed in handshakes.
+    pub handshakes: HandshakeCounters,
     /// Frames dropped, by reason.
     pub dropped: [u64; DropReason::ALL.len()],
     /// By tap.

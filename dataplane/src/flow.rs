@@ -1,40 +1,39 @@
 //! One flow: two sides, two directions, and how it opens and ends.
 //!
 //! ```text
-//!            SYN of the client                 SYN-ACK of the server            both closed
-//!   (none) ───────────────────▶ Opening ───────────────────────────▶ Open ───────────────────▶ TimeWait ──▶ (none)
-//!                                  │ RST: the client is refused        │ reset, disconnect:
-//!                                  ▼                                   ▼ drain the far side, then reset it
-//!                               (none)                               (none)
+//!            SYN of the client               both have acknowledged the other's SYN          both closed
+//!   (none) ───────────────────▶ Opening ─────────────────────────────────────────▶ Open ───────────────────▶ Over ──▶ (none)
+//!                                  │ a valid reset                                   │ reset, disconnect:      ▲
+//!                                  ▼                                                 ▼ drain the far side,     │
+//!                               (none)                                                 then reset it ──────────┘
 //! ```
 
 use config::OnParseError;
 use tap_engine::FlowInfo;
 use tcp::time::{Duration, Instant};
-use tcp::wire::{Headers, L2Header};
-use tcp::{Connection, FrameSink, Options, Stack};
+use tcp::wire::{Envelope, Headers};
+use tcp::{Connection, FrameSink, Options, Remains, Stack};
 
 use crate::counters::TapCounters;
 use crate::flow_event::EventKind;
+use crate::opening::Opening;
 use crate::pump::{Direction, Pump, Pumped};
 use crate::steer::{FlowKey, Side};
 use crate::worker::TapState;
 
-/// How long a flow may wait for its server, or for the last ACK of the client's handshake, without hearing anything.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a side may leave our bytes unacknowledged without a sign of life: R2 of RFC 9293 §3.8.3.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(180);
 /// How long the far side may take to acknowledge what had passed before a reset.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a closed flow answers retransmitted FINs.
+/// How long a flow that is over answers what comes late.
 pub const TIME_WAIT: Duration = Duration::from_secs(10);
 
 /// A flow of one worker.
 pub struct Flow {
     /// Index of its tap.
     pub tap: usize,
-    /// Link-layer headers for what we send to each side: those that the hosts across wrote last.
-    pub l2: [L2Header; 2],
+    /// What segments to each side are wrapped in: what the host across wrote last.
+    pub envelopes: [Envelope; 2],
     /// In the worker's list of flows to pump.
     pub touched: bool,
     /// Where it is in its life.
@@ -43,22 +42,12 @@ pub struct Flow {
 
 /// Where a flow is in its life.
 pub enum Phase {
-    /// The client's SYN is held while we open the server side.
+    /// The handshake passes through.
     Opening(Box<Opening>),
-    /// Both sides exist.
+    /// Both sides are terminated.
     Open(Box<Open>),
-    /// Both sides are closed.
-    TimeWait(TimeWait),
-}
-
-/// A flow whose server has not answered yet.
-pub struct Opening {
-    server: Connection,
-    /// The frame with the client's SYN.
-    syn: Box<[u8]>,
-    headers: Headers,
-    /// When the client last sent it.
-    last_syn: Instant,
+    /// Both sides are over.
+    Over(Over),
 }
 
 /// A flow with two sides.
@@ -72,6 +61,8 @@ pub struct Open {
     client_iss: u32,
     /// Since when each side owes us an acknowledgement without a sign of life.
     unanswered: [Option<Instant>; 2],
+    /// By side: its host has asked whether the host across is still there, and that one was asked.
+    asks: [bool; 2],
     ending: Option<Ending>,
 }
 
@@ -84,12 +75,12 @@ enum Ending {
     Reset,
 }
 
-/// What is left of a flow that both hosts closed: enough to acknowledge a FIN once more.
-pub struct TimeWait {
-    /// When it began.
+/// What is left of a flow: enough to answer what comes late.
+pub struct Over {
+    /// Since when.
     pub since: Instant,
-    /// By side: our next sequence number and the one that we expect, if that side is in TIME-WAIT.
-    pub numbers: [Option<(u32, u32)>; 2],
+    /// What is left of each side, if it has something to say.
+    pub remains: [Option<Remains>; 2],
     /// The number of the client's SYN.
     pub client_iss: u32,
 }
@@ -99,58 +90,32 @@ pub struct TimeWait {
 pub enum Outcome {
     /// It goes on.
     Lives,
-    /// The server refused: the client is to be reset, then the flow is over.
-    Refused,
     /// It is over.
     Ended,
 }
 
 impl Flow {
-    /// Opens the server side for a client's SYN. The SYN to the server leaves with the next transmission.
-    pub fn open(
-        stacks: &mut [Stack; 2],
-        now: Instant,
-        tap: usize,
-        key: &FlowKey,
-        syn: &[u8],
-        headers: &Headers,
-        options: &Options,
-    ) -> Result<Self, tcp::OpenError> {
-        let stack = &mut stacks[Side::Server as usize];
-        let server = Connection::active_open(stack, now, key.client, key.server, headers.seq, options)?;
-        let opening = Opening { server, syn: syn[..headers.end].into(), headers: *headers, last_syn: now };
-        Ok(Self {
+    /// A flow whose client has sent a SYN, with these headers.
+    pub fn new(now: Instant, tap: usize, syn: &Headers) -> Self {
+        let envelope = syn.envelope();
+        Self {
             tap,
-            l2: [headers.l2.reversed(), headers.l2],
+            envelopes: [envelope.reversed(), envelope],
             touched: false,
-            phase: Phase::Opening(Box::new(opening)),
-        })
+            phase: Phase::Opening(Box::new(Opening::new(now))),
+        }
     }
 
     /// Takes received bytes through the programs and notices what the sides have become.
     pub fn pump(&mut self, now: Instant, context: &mut Context<'_>) -> Outcome {
-        if let Phase::Opening(opening) = &mut self.phase {
-            if opening.server.was_reset() {
-                context.counters.flows_refused += 1;
-                context.tell(None, EventKind::Refused);
-                return Outcome::Refused;
-            }
-            if !opening.server.is_established_or_later() {
-                if now >= opening.last_syn + HANDSHAKE_TIMEOUT {
-                    context.counters.flows_timed_out += 1;
-                    return Outcome::Ended;
-                }
-                return Outcome::Lives;
-            }
-            let Ok(client) = opening.answer(now, context) else { return Outcome::Refused };
-            let Phase::Opening(opening) = std::mem::replace(&mut self.phase, TimeWait::NOTHING) else { unreachable!() };
-            self.phase = Phase::Open(Box::new(opening.establish(client, context)));
-            context.counters.flows_established += 1;
-        }
         match &mut self.phase {
+            Phase::Opening(opening) if now >= opening.deadline() => {
+                context.counters.flows_timed_out += 1;
+                return Outcome::Ended;
+            }
+            Phase::Over(over) if now >= over.since + TIME_WAIT => return Outcome::Ended,
             Phase::Open(open) => open.pump(now, context),
-            Phase::TimeWait(wait) if now >= wait.since + TIME_WAIT => return Outcome::Ended,
-            Phase::Opening(_) | Phase::TimeWait(_) => {}
+            Phase::Opening(_) | Phase::Over(_) => {}
         }
         Outcome::Lives
     }
@@ -158,44 +123,32 @@ impl Flow {
     /// Resets both sides with the next transmission: we are going away.
     pub fn abort(&mut self) {
         match &mut self.phase {
-            Phase::Opening(opening) => opening.server.abort(),
             Phase::Open(open) => {
                 open.sides.iter_mut().for_each(Connection::abort);
                 open.ending = Some(Ending::Reset);
             }
-            Phase::TimeWait(_) => {}
+            // Of a handshake we are no part: it goes on without us.
+            Phase::Opening(_) | Phase::Over(_) => {}
         }
     }
 
     /// Emits what side `to` has to send. False: nothing more at the moment.
     pub fn poll_transmit(&mut self, now: Instant, to: Side, stack: &mut Stack, sink: &mut impl FrameSink) -> bool {
-        let l2 = &self.l2[to as usize];
-        match &mut self.phase {
-            Phase::Opening(opening) if to == Side::Server => opening.server.poll_transmit(stack, now, l2, sink),
-            Phase::Open(open) => open.sides[to as usize].poll_transmit(stack, now, l2, sink),
-            Phase::Opening(_) | Phase::TimeWait(_) => false,
-        }
+        let Phase::Open(open) = &mut self.phase else { return false };
+        open.sides[to as usize].poll_transmit(stack, now, &self.envelopes[to as usize], sink)
     }
 
     /// When the flow has to be looked at again if nothing comes in.
-    pub fn poll_at(
-        &mut self,
-        now: Instant,
-        stacks: &mut [Stack; 2],
-        message_timeout: Option<Duration>,
-    ) -> Option<Instant> {
+    pub fn poll_at(&mut self, now: Instant, message_timeout: Option<Duration>) -> Option<Instant> {
         match &mut self.phase {
-            Phase::Opening(opening) => {
-                let retransmission = opening.server.poll_at(&mut stacks[Side::Server as usize], now);
-                earliest([retransmission, Some(opening.last_syn + HANDSHAKE_TIMEOUT)])
-            }
-            Phase::Open(open) => open.poll_at(now, stacks, message_timeout),
-            Phase::TimeWait(wait) => Some(wait.since + TIME_WAIT),
+            Phase::Opening(opening) => Some(opening.deadline()),
+            Phase::Open(open) => open.poll_at(now, message_timeout),
+            Phase::Over(over) => Some(over.since + TIME_WAIT),
         }
     }
 
-    /// After everything was sent that could be sent: turns a flow whose sides are all closed into its TIME-WAIT record,
-    /// or says that nothing of it is left.
+    /// After everything was sent that could be sent: keeps of a flow whose sides are all over only what may be asked for
+    /// late, or says that nothing of it is left.
     pub fn settle(&mut self, now: Instant, counters: &mut TapCounters) -> Outcome {
         let Phase::Open(open) = &self.phase else { return Outcome::Lives };
         if !open.is_over() {
@@ -204,37 +157,23 @@ impl Flow {
         if open.ending.is_none() {
             counters.flows_closed += 1;
         }
-        let numbers = Side::BOTH.map(|side| {
-            let side = &open.sides[side as usize];
-            side.is_time_wait().then(|| (side.snd_nxt(), side.rcv_nxt()))
-        });
-        if numbers == [None, None] {
+        let remains = Side::BOTH.map(|side| open.sides[side as usize].remains());
+        if remains.iter().all(Option::is_none) {
             return Outcome::Ended;
         }
-        let client_iss = open.client_iss;
-        self.phase = Phase::TimeWait(TimeWait { since: now, numbers, client_iss });
+        self.phase = Phase::Over(Over { since: now, remains, client_iss: open.client_iss });
         Outcome::Lives
     }
 }
 
-impl TimeWait {
-    const NOTHING: Phase = Phase::TimeWait(TimeWait { since: Instant::ZERO, numbers: [None, None], client_iss: 0 });
-}
-
 /// What a flow needs of its worker while it is pumped.
 pub struct Context<'a> {
-    /// Network stacks, by side.
-    pub stacks: &'a mut [Stack; 2],
     /// The flow's tap.
     pub tap: &'a mut TapState,
     /// The tap's counters.
     pub counters: &'a mut TapCounters,
     /// Message memory of the worker.
     pub buffer: &'a mut tap_engine::MessageBuffer,
-    /// Sizes of a side's queues.
-    pub options: &'a Options,
-    /// The flow's ends.
-    pub key: &'a FlowKey,
     /// Reports an event; the side is the one that the bytes came from.
     pub events: &'a mut dyn FnMut(Option<Side>, EventKind),
 }
@@ -245,54 +184,62 @@ impl Context<'_> {
     }
 }
 
-impl Opening {
-    /// The client sent its SYN again.
-    pub fn handle_syn(&mut self, now: Instant, headers: &Headers) -> bool {
-        let same = headers.seq == self.headers.seq;
-        if same {
-            self.last_syn = now;
-        }
-        same
-    }
-
-    /// The connection to the server.
-    pub fn server(&mut self) -> &mut Connection {
-        &mut self.server
-    }
-
-    /// The headers of the client's SYN.
-    pub fn syn_headers(&self) -> &Headers {
-        &self.headers
-    }
-
-    /// The server has answered: so do we, with its sequence number.
-    fn answer(&self, now: Instant, context: &mut Context<'_>) -> Result<Connection, tcp::OpenError> {
-        let iss = self.server.peer_iss().expect("a server that has answered has sent its sequence number");
-        let stack = &mut context.stacks[Side::Client as usize];
-        Connection::passive_open(stack, now, &self.syn, &self.headers, iss, context.options)
-    }
-
-    fn establish(self: Box<Self>, client: Connection, context: &Context<'_>) -> Open {
-        let (local, remote) = match context.tap.application {
-            Side::Server => (context.key.server, context.key.client),
-            Side::Client => (context.key.client, context.key.server),
-        };
-        let judged = Side::BOTH.map(|from| context.tap.filter_from(from).is_some());
-        Open {
-            sides: [client, self.server],
-            directions: judged.map(Direction::new),
-            info: FlowInfo::new(local, remote),
-            client_iss: self.headers.seq,
-            unanswered: [None; 2],
-            ending: None,
-        }
-    }
-}
-
 impl Open {
-    /// A segment of side `from` has entered its connection.
+    /// Both sides of a flow whose handshake was completed by a segment of the host on side `by`. The other one waits for
+    /// its acknowledgement, which we owe it now.
+    pub fn new(
+        now: Instant,
+        opening: &Opening,
+        by: Side,
+        key: &FlowKey,
+        stacks: &mut [Stack; 2],
+        tap: &TapState,
+        options: &Options,
+    ) -> Option<Self> {
+        let mut open = |to: Side| {
+            let (stack, handshake) = (&mut stacks[to as usize], opening.handshake(to, key)?);
+            let open = if to == by { Connection::passive_open } else { Connection::active_open };
+            open(stack, now, &handshake, options).ok()
+        };
+        let (local, remote) = match tap.application {
+            Side::Server => (key.server, key.client),
+            Side::Client => (key.client, key.server),
+        };
+        Some(Self {
+            sides: [open(Side::Client)?, open(Side::Server)?],
+            directions: Side::BOTH.map(|from| Direction::new(tap.filter_from(from).is_some())),
+            info: FlowInfo::new(local, remote),
+            client_iss: opening.client_iss()?,
+            unanswered: [None; 2],
+            asks: [false; 2],
+            ending: None,
+        })
+    }
+
+    /// A segment of the host on side `from` has entered its connection.
     pub fn heard(&mut self, now: Instant, from: Side) {
-        self.unanswered[from as usize] = self.unanswered[from as usize].map(|_| now);
+        let (near, far) = (from as usize, from.other() as usize);
+        self.unanswered[near] = self.unanswered[near].map(|_| now);
+        if std::mem::take(&mut self.asks[far]) {
+            self.sides[far].acknowledge();
+        }
+        if self.sides[near].take_probe() {
+            // Whether the host across is there, only that one can say (RFC 9293 §3.8.4). While something is on its way to
+            // it, our own retransmissions find out; and a closed window is nothing to be asked about.
+            let quiet = self.sides[near].receive_queue() == 0 && !self.sides[far].awaits_ack();
+            if quiet && !self.sides[far].is_closed() && !self.sides[far].is_time_wait() {
+                self.asks[near] = true;
+                self.sides[far].send_probe();
+            } else {
+                self.sides[near].acknowledge();
+            }
+        }
+    }
+
+    /// The path to the host on side `to` does not carry packets that we have sent, only such of up to `mtu` bytes. True: the
+    /// error that says so quotes what is on its way.
+    pub fn handle_packet_too_big(&mut self, now: Instant, to: Side, seq: u32, mtu: usize) -> bool {
+        self.sides[to as usize].handle_packet_too_big(now, seq, mtu)
     }
 
     /// Nothing is owed to either host any more. (One whose connection is over may have sent bytes that the other one still
@@ -403,8 +350,7 @@ impl Open {
 
     /// When we give up on a side that owes us an acknowledgement.
     fn silence_deadline(&self, side: Side) -> Option<Instant> {
-        let open = self.sides[side as usize].is_established_or_later();
-        Some(self.unanswered[side as usize]? + if open { SILENCE_TIMEOUT } else { HANDSHAKE_TIMEOUT })
+        Some(self.unanswered[side as usize]? + SILENCE_TIMEOUT)
     }
 
     /// Ends the flow because of what came from (or became of) side `near`: it is reset now, the other side as soon as it
@@ -414,10 +360,8 @@ impl Open {
         self.ending = Some(Ending::Drain { to: near.other(), deadline: now + DRAIN_TIMEOUT });
     }
 
-    fn poll_at(&mut self, now: Instant, stacks: &mut [Stack; 2], message_timeout: Option<Duration>) -> Option<Instant> {
-        let [client_stack, server_stack] = stacks;
-        let [client, server] = &mut self.sides;
-        let connections = [client.poll_at(client_stack, now), server.poll_at(server_stack, now)];
+    fn poll_at(&mut self, now: Instant, message_timeout: Option<Duration>) -> Option<Instant> {
+        let connections = Side::BOTH.map(|side| self.sides[side as usize].poll_at(now));
         let rest = match self.ending {
             Some(Ending::Drain { deadline, .. }) => [Some(deadline), None, None, None],
             Some(Ending::Reset) => [None; 4],

@@ -307,7 +307,7 @@ impl IoLoop {
             self.worker.handle_timeouts(now);
             self.unpublished = true;
         }
-        self.worker.pump(now, &mut self.ports);
+        self.worker.pump(now);
         self.worker.poll_transmit(now, &mut self.ports);
         self.ports.flush()?;
         if let Some(sink) = &self.events {

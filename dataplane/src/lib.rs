@@ -29,6 +29,7 @@ pub mod flow_table;
 pub mod io;
 pub mod load;
 pub mod metrics;
+pub mod opening;
 pub mod pump;
 pub mod run;
 pub mod samples;

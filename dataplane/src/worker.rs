@@ -17,9 +17,10 @@ use tcp::wire::{self, Headers};
 use tcp::{FrameSink, Options, Stack};
 
 use crate::counters::{Counters, DropReason};
-use crate::flow::{Context, Flow, Outcome, Phase};
+use crate::flow::{Context, Flow, Open, Outcome, Phase};
 use crate::flow_event::{EventKind, FlowEvent, FlowEvents};
 use crate::flow_table::{FlowId, FlowTable, KeyHasher};
+use crate::opening::Step;
 use crate::steer::{FlowKey, Selection, Side, Steered, steer};
 use crate::timers::Timers;
 
@@ -127,8 +128,8 @@ pub struct Worker {
     events: FlowEvents,
     /// Flows that something happened to since they were last pumped.
     touched: Vec<FlowId>,
-    /// Closed flows, oldest first: what makes room when the table is full.
-    time_wait: VecDeque<(FlowId, Instant)>,
+    /// Flows that are over, oldest first: what makes room when the table is full.
+    over: VecDeque<(FlowId, Instant)>,
     /// Scratch: flows whose deadline has come.
     expired: Vec<FlowId>,
 }
@@ -151,10 +152,10 @@ impl Worker {
             counters: Counters::new(config.taps.len()),
             taps: config.taps,
             buffer: MessageBuffer::new(queue)?,
-            options: Options { receive_buffer: queue, send_buffer: queue },
+            options: Options { receive_buffer: queue },
             events: FlowEvents::default(),
             touched: Vec::new(),
-            time_wait: VecDeque::new(),
+            over: VecDeque::new(),
             expired: Vec::new(),
         })
     }
@@ -169,7 +170,12 @@ impl Worker {
         self.events.lost()
     }
 
-    /// Number of flows, those in TIME-WAIT included.
+    /// What the TCP of each port has counted.
+    pub fn tcp_counters(&self) -> [tcp::Counters; 2] {
+        [*self.stacks[0].counters(), *self.stacks[1].counters()]
+    }
+
+    /// Number of flows, those that are over and still answer included.
     pub fn flow_count(&self) -> usize {
         self.flows.len()
     }
@@ -230,7 +236,7 @@ impl Worker {
     }
 
     /// Takes what the touched flows have received through parser and verdict.
-    pub fn pump(&mut self, now: Instant, out: &mut impl Output) {
+    pub fn pump(&mut self, now: Instant) {
         for position in 0..self.touched.len() {
             let id = self.touched[position];
             // A flow may have been removed since it was touched, and its number given to another one.
@@ -243,24 +249,13 @@ impl Worker {
             let events = &mut self.events;
             let mut tell = |from, kind| events.push(FlowEvent { at: now, tap, key, from, kind });
             let mut context = Context {
-                stacks: &mut self.stacks,
                 tap: &mut self.taps[tap].state,
                 counters: &mut self.counters.taps[tap],
                 buffer: &mut self.buffer,
-                options: &self.options,
-                key: &key,
                 events: &mut tell,
             };
-            match flow.pump(now, &mut context) {
-                Outcome::Lives => {}
-                Outcome::Refused => {
-                    if let Phase::Opening(opening) = &flow.phase {
-                        let headers = *opening.syn_headers();
-                        wire::build_rst(&mut ToSide { out, to: Side::Client }, &headers);
-                    }
-                    self.remove(id);
-                }
-                Outcome::Ended => self.remove(id),
+            if flow.pump(now, &mut context) == Outcome::Ended {
+                self.remove(id);
             }
         }
     }
@@ -324,20 +319,21 @@ impl Worker {
         if !opens {
             // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
             if !headers.flags.rst() {
-                wire::build_rst(&mut ToSide { out, to: from }, headers);
+                wire::build_rst(&mut ToSide { out, to: from }, &headers.envelope().reversed(), headers);
             }
             return Err(DropReason::Midstream);
+        }
+        if !tcp::is_possible(key.client, key.server) {
+            return Err(DropReason::Unaddressable);
         }
         if !self.make_room() {
             self.events.push(FlowEvent { at: now, tap, key: *key, from: Some(from), kind: EventKind::TableFull });
             return Err(DropReason::TableFull);
         }
-        let flow = Flow::open(&mut self.stacks, now, tap, key, frame, headers, &self.options)
-            .map_err(|_| DropReason::Unaddressable)?;
+        let flow = Flow::new(now, tap, headers);
         let id = self.flows.insert(*key, flow).map_err(|_| DropReason::TableFull)?;
         self.counters.taps[tap].flows_opened += 1;
-        self.touch(id);
-        Ok(())
+        self.handle_known(now, from, id, headers, frame, out)
     }
 
     /// A segment of a flow that is in the table.
@@ -351,35 +347,90 @@ impl Worker {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let flow = &mut self.flows[id];
-        flow.l2[from.other() as usize] = headers.l2;
-        let answer = headers.l2.reversed();
-        let stack = &mut self.stacks[from as usize];
-        let sink = &mut ToSide { out, to: from };
+        flow.envelopes[from.other() as usize] = headers.envelope();
         match &mut flow.phase {
-            Phase::Opening(opening) => match from {
-                Side::Client if headers.flags.syn() => {
-                    return if opening.handle_syn(now, headers) { Ok(()) } else { Err(DropReason::SynConflict) };
-                }
-                Side::Client => return Err(DropReason::NotYetOpen),
-                Side::Server => opening.server().handle_segment(stack, now, frame, headers, &answer, sink),
-            },
+            Phase::Opening(opening) => {
+                let step = opening.handle_segment(now, from, frame, headers);
+                return self.pass_handshake(now, from, id, step, headers, frame, out);
+            }
             Phase::Open(open) => {
-                open.sides[from as usize].handle_segment(stack, now, frame, headers, &answer, sink);
+                open.sides[from as usize].handle_segment(&mut self.stacks[from as usize], now, frame, headers);
                 open.heard(now, from);
             }
-            Phase::TimeWait(wait) => {
-                // RFC 9293 §3.10.7.4, TIME-WAIT: what arrives is answered with an ACK.
-                if let Some((seq, ack)) = wait.numbers[from as usize]
-                    && headers.segment_len() > 0
-                    && !headers.flags.rst()
-                {
-                    wire::build_ack(sink, &answer, headers.destination, headers.source, seq, ack);
+            Phase::Over(over) => {
+                let envelope = &flow.envelopes[from as usize];
+                if let Some(remains) = over.remains[from as usize] {
+                    remains.answer(now, headers, envelope, &mut ToSide { out, to: from });
                 }
                 return Err(DropReason::TimeWait);
             }
         }
         self.touch(id);
         Ok(())
+    }
+
+    /// A segment of a handshake that is not complete, or is so with it.
+    #[expect(clippy::too_many_arguments, reason = "a segment, where it came from and where it goes")]
+    fn pass_handshake(
+        &mut self,
+        now: Instant,
+        from: Side,
+        id: FlowId,
+        step: Step,
+        headers: &Headers,
+        frame: &mut [u8],
+        out: &mut impl Output,
+    ) -> Result<(), DropReason> {
+        match step {
+            Step::Drop(reason) => return Err(reason),
+            Step::Relay => self.relay(from, headers, frame, out)?,
+            Step::Reset => {
+                let tap = self.flows[id].tap;
+                let refused = from == Side::Server;
+                let counters = &mut self.counters.taps[tap];
+                *if refused { &mut counters.flows_refused } else { &mut counters.flows_reset } += 1;
+                if refused {
+                    let key = *self.flows.key(id);
+                    self.events.push(FlowEvent { at: now, tap, key, from: None, kind: EventKind::Refused });
+                }
+                self.remove(id);
+                return self.relay(from, headers, frame, out);
+            }
+            Step::Establish => {
+                self.establish(now, from, id).ok_or(DropReason::Unaddressable)?;
+                // Its ACK and its text count already. (A SYN-ACK of two SYNs that crossed has been taken for what it is.)
+                if let Phase::Open(open) = &mut self.flows[id].phase
+                    && !headers.flags.syn()
+                {
+                    open.sides[from as usize].handle_segment(&mut self.stacks[from as usize], now, frame, headers);
+                }
+            }
+        }
+        self.touch(id);
+        Ok(())
+    }
+
+    /// Passes a segment of a handshake on to the other host.
+    fn relay(&mut self, from: Side, headers: &Headers, frame: &[u8], out: &mut impl Output) -> Result<(), DropReason> {
+        let mtu = self.stacks.iter().map(Stack::mtu).min().expect("two stacks");
+        let to = from.other();
+        let changes = tcp::handshake::relay(frame, headers, mtu, &mut ToSide { out, to });
+        let changes = changes.ok_or(DropReason::TransmitFull)?;
+        self.counters.frames_sent[to as usize] += 1;
+        self.counters.handshakes.add(&changes);
+        Ok(())
+    }
+
+    /// Terminates both sides of a flow whose handshake the host on side `by` has completed.
+    fn establish(&mut self, now: Instant, by: Side, id: FlowId) -> Option<()> {
+        let key = *self.flows.key(id);
+        let flow = &mut self.flows[id];
+        let Phase::Opening(opening) = &flow.phase else { return None };
+        let tap = &self.taps[flow.tap].state;
+        let open = Open::new(now, opening, by, &key, &mut self.stacks, tap, &self.options)?;
+        flow.phase = Phase::Open(Box::new(open));
+        self.counters.taps[flow.tap].flows_established += 1;
+        Some(())
     }
 
     /// Whether a SYN of the client with number `seq` replaces flow `id`: nothing of that is owed to either host any more, and
@@ -389,24 +440,24 @@ impl Worker {
         match &self.flows[id].phase {
             Phase::Opening(_) => false,
             Phase::Open(open) => open.is_over() && !open.was_opened_by(seq),
-            Phase::TimeWait(wait) => wait.client_iss != seq,
+            Phase::Over(over) => over.client_iss != seq,
         }
     }
 
-    /// When the table is full, the oldest flow in TIME-WAIT gives way.
+    /// When the table is full, the oldest flow that is over gives way.
     fn make_room(&mut self) -> bool {
         while self.flows.is_full() {
-            let Some((id, since)) = self.time_wait.pop_front() else { return false };
-            if self.waits_since(id, since) {
+            let Some((id, since)) = self.over.pop_front() else { return false };
+            if self.is_over_since(id, since) {
                 self.remove(id);
             }
         }
         true
     }
 
-    fn waits_since(&mut self, id: FlowId, since: Instant) -> bool {
+    fn is_over_since(&mut self, id: FlowId, since: Instant) -> bool {
         let flow = self.flows.get_mut(id);
-        matches!(flow, Some(Flow { phase: Phase::TimeWait(wait), .. }) if wait.since == since)
+        matches!(flow, Some(Flow { phase: Phase::Over(over), .. }) if over.since == since)
     }
 
     /// Files a flow that has sent all it could: when to look at it again, or that it is over.
@@ -416,17 +467,17 @@ impl Worker {
         if flow.settle(now, &mut self.counters.taps[flow.tap]) == Outcome::Ended {
             return self.remove(id);
         }
-        if was_open && matches!(flow.phase, Phase::TimeWait(_)) {
-            while let Some(&(oldest, since)) = self.time_wait.front()
-                && !self.waits_since(oldest, since)
+        if was_open && matches!(flow.phase, Phase::Over(_)) {
+            while let Some(&(oldest, since)) = self.over.front()
+                && !self.is_over_since(oldest, since)
             {
-                self.time_wait.pop_front();
+                self.over.pop_front();
             }
-            self.time_wait.push_back((id, now));
+            self.over.push_back((id, now));
         }
         let flow = &mut self.flows[id];
         let message_timeout = self.taps[flow.tap].state.message_timeout;
-        match flow.poll_at(now, &mut self.stacks, message_timeout) {
+        match flow.poll_at(now, message_timeout) {
             Some(deadline) => self.timers.set(id, deadline),
             None => self.timers.cancel(id),
         }
@@ -459,10 +510,6 @@ struct ToSide<'a, O> {
 }
 
 impl<O: Output> FrameSink for ToSide<'_, O> {
-    fn room(&self) -> usize {
-        self.out.room(self.to)
-    }
-
     fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
         self.out.frame(self.to, length)
     }

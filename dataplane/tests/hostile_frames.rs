@@ -150,7 +150,7 @@ fn come_to_rest(worker: &mut Worker, now: &mut Instant) {
     loop {
         let mut out = Sink { room: usize::MAX, frame: Vec::new() };
         worker.handle_timeouts(*now);
-        worker.pump(*now, &mut out);
+        worker.pump(*now);
         worker.poll_transmit(*now, &mut out);
         match worker.poll_at() {
             Some(at) if at <= end => *now = (*now + Duration::from_micros(1)).max(at),
@@ -173,7 +173,7 @@ proptest! {
             prop_assert!(!matches!(fate, Fate::HandOver(_)));
             if hostile.pump {
                 worker.handle_timeouts(now);
-                worker.pump(now, &mut out);
+                worker.pump(now);
                 worker.poll_transmit(now, &mut out);
             }
             prop_assert!(worker.flow_count() <= FLOWS);

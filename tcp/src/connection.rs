@@ -1,59 +1,69 @@
-//! One side of a flow: a terminated TCP connection.
+//! One side of a flow: a terminated TCP connection, from its handshake to its end.
 
 use std::net::{IpAddr, SocketAddr};
 
-use smoltcp::iface::{SocketHandle, SocketSet, SocketStorage};
-use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer};
 use smoltcp::time::{Duration, Instant};
 
-use crate::sequence::{Admission, Entry, Queues, Sequence, mend_options};
+use crate::handshake::Syn;
+use crate::receiver::{Receiver, ReceiverConfig};
+use crate::remains::{self, Remains};
+use crate::sender::{Chunk, Feedback, Sender, SenderConfig};
+use crate::sequence::{Admission, CHALLENGE_ACKS_PER_SECOND, Standing, Trimmed, is_before};
 use crate::stack::{FrameSink, Stack};
-use crate::wire::{self, Flags, Headers, IPV4_HEADER, IPV6_HEADER, L2Header, Segment, TCP_HEADER};
+use crate::timestamps::Clock;
+use crate::wire::{
+    self, Envelope, Flags, Headers, IPV4_HEADER, IPV6_HEADER, OptionWriter, Segment, SegmentOptions, TCP_HEADER,
+};
 
-/// Largest queue in bytes (RFC 7323 §2.3: what a window can express).
-const MAX_BUFFER: usize = 1 << 30;
-/// Longest TCP header, in bytes.
-const MAX_TCP_HEADER: usize = 60;
 /// How long [`Connection::poll_at`] asks to wait when something is due that cannot be sent, for want of a frame.
 const RETRY: Duration = Duration::from_millis(1);
-/// How long smoltcp is asked for segments in TIME-WAIT. Later it would forget the connection, unread bytes included; how long
-/// TIME-WAIT lasts is the caller's choice.
-const TIME_WAIT_POLL: Duration = Duration::from_secs(5);
-/// Duplicate ACKs after which smoltcp retransmits, and one more: it needs a first to compare with.
-const DUPLICATE_ACKS: usize = 4;
+const CHALLENGE_PERIOD: Duration = Duration::from_secs(1);
+/// MSS of a peer that names none, by IP version (RFC 9293 §3.7.1).
+const DEFAULT_MSS: [u16; 2] = [536, 1220];
+/// Least MSS that a peer is believed: as `TCP_MIN_SND_MSS` of Linux, so that each segment carries something.
+const LEAST_MSS: u16 = 48;
+/// Bytes that the timestamps option takes.
+const TIMESTAMPS_LENGTH: usize = 12;
+/// A path that carries less than this is not believed, by IP version: `min_pmtu` of Linux; RFC 8200 §5.
+const LEAST_PATH_MTU: [usize; 2] = [552, 1280];
 
-/// Sizes of a connection's queues, each 1 to 2^30 bytes.
+/// Sizes of a connection's queues.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Bytes received and not consumed, in order or not. A message that is peeked at whole must fit in, with two segments'
-    /// text to spare: a Linux peer waits for its probe timer before it sends into a window smaller than a segment.
+    /// Bytes received and not consumed, in order or not, up to 2^30; at least 64 KiB are taken. A message that is peeked at
+    /// whole must fit in, with two segments' text to spare: a Linux peer waits for its probe timer before it sends into a
+    /// window smaller than a segment. Grows by itself when the peer fills it in one round trip.
     pub receive_buffer: usize,
-    /// Bytes to send and not acknowledged.
-    pub send_buffer: usize,
 }
 
-/// Why a connection could not be opened.
+/// A handshake that two hosts have made through us, as one of the two connections sees it that follow from it.
+#[derive(Clone, Copy, Debug)]
+pub struct Handshake {
+    /// Address and port of our end: those of the host across.
+    pub local: SocketAddr,
+    /// The peer's address and port.
+    pub remote: SocketAddr,
+    /// The SYN or SYN-ACK that our end has shown to the peer.
+    pub ours: Syn,
+    /// The peer's.
+    pub peers: Syn,
+    /// How long the peer took to answer.
+    pub rtt: Option<Duration>,
+}
+
+/// Why a connection cannot be terminated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// An address is unspecified, multicast or broadcast, a port is 0, or the two ends are of different address families.
     #[error("no TCP connection is possible between these addresses")]
     Unaddressable,
-    /// A connection is to be opened by a segment that is not a SYN.
-    #[error("the segment is not a SYN")]
-    NotASyn,
 }
 
-/// The states of RFC 9293 §3.3.2.
+/// The states of RFC 9293 §3.3.2 that a connection has behind its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// No connection.
+    /// No connection, or none any more.
     Closed,
-    /// Waiting for a SYN.
-    Listen,
-    /// A SYN was sent.
-    SynSent,
-    /// A SYN was received and is being answered.
-    SynReceived,
     /// Data flows.
     Established,
     /// We have sent FIN.
@@ -62,11 +72,11 @@ pub enum State {
     FinWait2,
     /// The peer has sent FIN.
     CloseWait,
-    /// Both have sent FIN, ours is not acknowledged.
+    /// Both have sent FIN, ours before we saw the peer's, and ours is not acknowledged.
     Closing,
     /// Both have sent FIN, the peer's first; ours is not acknowledged.
     LastAck,
-    /// Both have sent FIN and acknowledged the other's.
+    /// Both have sent FIN, ours before we saw the peer's, and acknowledged the other's.
     TimeWait,
 }
 
@@ -77,18 +87,21 @@ pub enum State {
 /// next segment or for [`Self::poll_at`], and call `poll_transmit` again.
 #[derive(Debug)]
 pub struct Connection {
-    sockets: SocketSet<'static>,
-    handle: SocketHandle,
-    sequence: Sequence,
     local: SocketAddr,
     remote: SocketAddr,
-    /// Bytes ever consumed and ever queued for sending, modulo 2^32.
-    consumed: u32,
-    queued: u32,
-    /// No more bytes will be queued.
-    finishing: bool,
+    receiver: Receiver,
+    sender: Sender,
+    /// If timestamps were negotiated.
+    clock: Option<Clock>,
     ended: Option<Ended>,
-    time_wait_since: Option<Instant>,
+    /// Our FIN has left before the peer's arrived.
+    closed_first: bool,
+    /// The peer has asked whether we are still there.
+    probed: bool,
+    /// The peer is to be asked.
+    probe_is_pending: bool,
+    challenges: u32,
+    challenges_since: Instant,
     /// Something was due and could not be sent: not before this.
     retry_at: Instant,
 }
@@ -104,166 +117,304 @@ enum Ended {
 
 /// Opening.
 impl Connection {
-    /// Opens a connection from `local` to `remote`. The SYN leaves with the next [`Self::poll_transmit`], with sequence
-    /// number `iss`.
-    pub fn active_open(
-        stack: &mut Stack,
-        _now: Instant,
-        local: SocketAddr,
-        remote: SocketAddr,
-        iss: u32,
-        options: &Options,
-    ) -> Result<Self, OpenError> {
-        let mut connection = Self::closed(local, remote, iss, options)?;
-        connection
-            .socket_mut()
-            .connect(stack.interface.context(), remote, local)
-            .map_err(|_| OpenError::Unaddressable)?;
-        Ok(connection)
-    }
-
-    /// Opens the connection that `syn` asks for. `h`: its headers, parsed from it. The SYN-ACK leaves with the next
-    /// [`Self::poll_transmit`], with sequence number `iss`.
+    /// The connection to the host that has sent the first SYN, and the ACK of the other's.
     pub fn passive_open(
         stack: &mut Stack,
         now: Instant,
-        syn: &[u8],
-        h: &Headers,
-        iss: u32,
+        handshake: &Handshake,
         options: &Options,
     ) -> Result<Self, OpenError> {
-        if !h.flags.syn() || h.flags.ack() || h.flags.rst() || h.flags.fin() {
-            return Err(OpenError::NotASyn);
-        }
-        let mut connection = Self::closed(h.destination, h.source, iss, options)?;
-        connection.socket_mut().listen(h.destination).map_err(|_| OpenError::Unaddressable)?;
-        // Only the headers: text on a SYN comes again after the handshake.
-        let mut headers = [0; IPV6_HEADER + MAX_TCP_HEADER];
-        let (tcp_offset, header_length) = (IPV6_HEADER, h.payload_offset - h.tcp_offset);
-        headers[tcp_offset..][..header_length].copy_from_slice(&syn[h.tcp_offset..h.payload_offset]);
-        let entry = Entry { seq: h.seq, ack: 0, flags: h.flags, window: h.window, payload: 0, acknowledge: false };
-        let held =
-            Headers { tcp_offset, payload_offset: tcp_offset + header_length, end: tcp_offset + header_length, ..*h };
-        connection.enter(stack, now, &mut headers, &held, &entry, &h.l2, &mut NoFrames);
-        if connection.state() == State::SynReceived { Ok(connection) } else { Err(OpenError::Unaddressable) }
-    }
-
-    fn closed(local: SocketAddr, remote: SocketAddr, iss: u32, options: &Options) -> Result<Self, OpenError> {
-        if local.is_ipv4() != remote.is_ipv4() || !is_addressable(local) || !is_addressable(remote) {
+        let Handshake { local, remote, ours, peers, rtt } = *handshake;
+        if !is_possible(local, remote) {
             return Err(OpenError::Unaddressable);
         }
-        let receive_buffer = options.receive_buffer.clamp(1, MAX_BUFFER);
-        let send_buffer = options.send_buffer.clamp(1, MAX_BUFFER);
-        let mut socket =
-            Socket::new(SocketBuffer::new(vec![0; receive_buffer]), SocketBuffer::new(vec![0; send_buffer]));
-        // Messages are handed on when they are complete; to wait for more would only add delay.
-        socket.set_nagle_enabled(false);
-        socket.set_congestion_control(CongestionControl::Cubic);
-        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
-        let handle = sockets.add(socket);
-        Ok(Self {
-            sockets,
-            handle,
-            sequence: Sequence::new(iss, receive_buffer),
+        // RFC 7323 §2.2, §3.2, RFC 2018 §2: only what both have in their SYN counts.
+        let (own_shift, peers_shift) = ours.options.window_scale.zip(peers.options.window_scale).unwrap_or_default();
+        let clock = ours.options.timestamps.zip(peers.options.timestamps);
+        let version = usize::from(local.is_ipv6());
+        let peers_mss = usize::from(peers.options.mss.unwrap_or(DEFAULT_MSS[version]).max(LEAST_MSS));
+        let mss = peers_mss.min(stack.mtu() - headers_length(local)) - clock.map_or(0, |_| TIMESTAMPS_LENGTH);
+        let receiver = ReceiverConfig {
             local,
             remote,
-            consumed: 0,
-            queued: 0,
-            finishing: false,
+            irs: peers.seq,
+            window: ours.window,
+            shift: own_shift,
+            buffer: options.receive_buffer,
+        };
+        let sender = SenderConfig {
+            iss: ours.seq,
+            irs: peers.seq,
+            window: peers.window,
+            shift: peers_shift,
+            mss,
+            sack: ours.options.sack_permitted && peers.options.sack_permitted,
+            rtt,
+            budget: stack.budget.clone(),
+        };
+        Ok(Self {
+            local,
+            remote,
+            receiver: Receiver::new(stack, now, &receiver),
+            sender: Sender::new(now, sender),
+            clock: clock.map(|(ours, peers)| Clock::new(now, ours.value, peers.value)),
             ended: None,
-            time_wait_since: None,
+            closed_first: false,
+            probed: false,
+            probe_is_pending: false,
+            challenges: 0,
+            challenges_since: Instant::ZERO,
             retry_at: Instant::ZERO,
         })
     }
+
+    /// The connection to the host that has answered the first SYN, and waits for the ACK of its own: that leaves with the next
+    /// [`Self::poll_transmit`].
+    pub fn active_open(
+        stack: &mut Stack,
+        now: Instant,
+        handshake: &Handshake,
+        options: &Options,
+    ) -> Result<Self, OpenError> {
+        let mut connection = Self::passive_open(stack, now, handshake, options)?;
+        connection.receiver.owe_ack();
+        Ok(connection)
+    }
 }
 
-/// Segments.
+/// Segments in.
 impl Connection {
     /// Takes a segment of the peer. `h`: its headers, parsed from `frame`; its checksum has been verified. The frame's headers
-    /// are written over. An immediate answer goes to `sink` behind the link-layer header `l2`.
-    pub fn handle_segment(
+    /// are written over. Answers leave with the next [`Self::poll_transmit`].
+    pub fn handle_segment(&mut self, stack: &mut Stack, now: Instant, frame: &mut [u8], h: &Headers) {
+        if self.ended.is_some() || h.source != self.remote || h.destination != self.local {
+            return;
+        }
+        let options = SegmentOptions::parse(h.options(frame));
+        let stamp = self.clock.zip(options.timestamps);
+        let old_timestamp = stamp.is_some_and(|(clock, stamp)| clock.is_old(now, stamp.value));
+        stack.counters.old_timestamps += u64::from(old_timestamp);
+        match self.standing().admit(h, old_timestamp) {
+            Admission::Discard => {}
+            Admission::Acknowledge => {
+                stack.counters.unacceptable_segments += 1;
+                self.receiver.owe_ack();
+            }
+            Admission::Challenge => self.challenge(stack, now),
+            Admission::Probe => self.probed = true,
+            Admission::Reset => self.ended = Some(Ended::ByPeer),
+            Admission::Enter(trimmed) => self.enter(stack, now, frame, h, &options, &trimmed),
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            rcv_nxt: self.receiver.nxt(),
+            edge: self.receiver.edge(),
+            fin: self.receiver.fin(),
+            time_wait: self.is_time_wait(),
+            snd_una: self.sender.una(),
+            snd_nxt: self.sender.nxt(),
+            largest_window: self.sender.largest_window() as u32,
+        }
+    }
+
+    /// RFC 5961 §7: at most so many in a second.
+    fn challenge(&mut self, stack: &mut Stack, now: Instant) {
+        stack.counters.unacceptable_segments += 1;
+        if now >= self.challenges_since + CHALLENGE_PERIOD {
+            self.challenges_since = now;
+            self.challenges = 0;
+        }
+        if self.challenges < CHALLENGE_ACKS_PER_SECOND {
+            self.challenges += 1;
+            stack.counters.challenge_acks += 1;
+            self.receiver.owe_ack();
+        } else {
+            stack.counters.challenge_acks_withheld += 1;
+        }
+    }
+
+    fn enter(
         &mut self,
         stack: &mut Stack,
         now: Instant,
         frame: &mut [u8],
         h: &Headers,
-        l2: &L2Header,
-        sink: &mut impl FrameSink,
+        options: &SegmentOptions,
+        trimmed: &Trimmed,
     ) {
-        if self.ended.is_some() || h.source != self.remote || h.destination != self.local {
-            return;
+        let mut answered = None;
+        if let (Some(clock), Some(stamp)) = (&mut self.clock, options.timestamps) {
+            // RFC 7323 §4.3: a segment that the last ACK has asked for.
+            if !is_before(self.receiver.acked(), h.seq) {
+                clock.note(now, stamp.value);
+            }
+            answered = Some((*clock, stamp.echo));
         }
-        self.update();
-        match self.sequence.admit(self.state(), h) {
-            Admission::Discard => {}
-            Admission::Acknowledge => {
-                stack.counters.unacceptable_segments += 1;
-                self.acknowledge(l2, sink);
-            }
-            Admission::Challenge => {
-                stack.counters.unacceptable_segments += 1;
-                if self.sequence.may_challenge(now) {
-                    stack.counters.challenge_acks += 1;
-                    self.acknowledge(l2, sink);
-                } else {
-                    stack.counters.challenge_acks_withheld += 1;
-                }
-            }
-            Admission::Refuse => {
-                stack.counters.unacceptable_segments += 1;
-                wire::build_rst(sink, &Headers { l2: l2.reversed(), ..*h });
-            }
-            Admission::Reset => self.ended = Some(Ended::ByPeer),
-            Admission::Enter(entry) => {
-                self.enter(stack, now, frame, h, &entry, l2, sink);
-                if entry.acknowledge {
-                    self.acknowledge(l2, sink);
-                }
-            }
+        let feedback =
+            Feedback { seq: h.seq, ack: h.ack, window: h.window, bare: h.segment_len() == 0, sack: &options.sack };
+        self.sender.handle_ack(now, &feedback, &mut stack.counters, |sent| {
+            answered.is_some_and(|(clock, echo)| is_before(echo, clock.value(sent)))
+        });
+        if (trimmed.length > 0 || trimmed.fin.is_some())
+            && !self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
+        {
+            stack.counters.unacceptable_segments += 1;
+            self.receiver.owe_ack();
         }
     }
 
-    /// Sends at most one segment. True: it was sent, and there may be more. False: there is nothing to send now, or no frame.
-    pub fn poll_transmit(&mut self, stack: &mut Stack, now: Instant, l2: &L2Header, sink: &mut impl FrameSink) -> bool {
-        if self.ended.is_some() {
-            return self.transmit_reset(now, l2, sink);
-        }
-        if !self.smoltcp_may_be_polled(now) {
+    /// The path does not carry an IP packet that we have sent, only such of up to `mtu` bytes; `seq`: the sequence number
+    /// that the error quotes. True: it quotes what is on its way (RFC 5927 §4), and segments are shorter from now on.
+    pub fn handle_packet_too_big(&mut self, now: Instant, seq: u32, mtu: usize) -> bool {
+        let on_its_way = !is_before(seq, self.sender.una()) && is_before(seq, self.sender.nxt());
+        if self.ended.is_some() || !on_its_way {
             return false;
         }
-        self.finish_if_window_allows();
-        self.update();
-        if stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink) {
-            return true;
+        let mtu = mtu.max(LEAST_PATH_MTU[usize::from(self.local.is_ipv6())]);
+        let options = self.clock.map_or(0, |_| TIMESTAMPS_LENGTH);
+        self.sender.lower_mss(now, mtu - headers_length(self.local) - options)
+    }
+}
+
+/// Segments out.
+impl Connection {
+    /// Sends at most one segment. True: it was sent, and there may be more. False: there is nothing to send now, or no frame.
+    pub fn poll_transmit(
+        &mut self,
+        stack: &mut Stack,
+        now: Instant,
+        envelope: &Envelope,
+        sink: &mut impl FrameSink,
+    ) -> bool {
+        if self.ended.is_some() {
+            return self.transmit_reset(now, envelope, sink);
         }
-        let mut due = stack.interface.poll_at(now, &self.sockets);
-        if due.is_none() && self.awaits_ack() && self.is_established_or_later() && self.state() != State::LastAck {
-            self.revive(stack, now);
-            if stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink)
-                || self.revive_fin(stack, now, l2, sink)
-            {
-                return true;
-            }
-            due = stack.interface.poll_at(now, &self.sockets);
+        self.receiver.grow(stack, now, self.sender.srtt());
+        self.sender.handle_timeout(now, &mut stack.counters);
+        // What was received out of order is told in a segment of its own: text leaves no room for the blocks.
+        let tells_islands = self.receiver.wants_ack(now) && !self.receiver.islands().is_empty();
+        if !tells_islands && let Some(chunk) = self.sender.next(now) {
+            return self.transmit_chunk(stack, now, &chunk, envelope, sink);
         }
-        if due.is_some_and(|due| due <= now) {
-            self.retry_at = now + RETRY;
+        if self.receiver.wants_ack(now) {
+            return self.transmit_ack(stack, now, self.sender.nxt(), envelope, sink);
         }
+        if self.probe_is_pending {
+            // RFC 9293 §3.8.4: a number that the peer has acknowledged.
+            self.probe_is_pending = false;
+            return self.transmit_ack(stack, now, self.sender.una().wrapping_sub(1), envelope, sink);
+        }
+        self.sender.watch_window(now);
         false
     }
 
     /// When [`Self::poll_transmit`] has to be called next if nothing else happens. None: not before something else happens.
-    pub fn poll_at(&mut self, stack: &mut Stack, now: Instant) -> Option<Instant> {
+    pub fn poll_at(&self, now: Instant) -> Option<Instant> {
         let due = match self.ended {
-            Some(Ended::ByUs { reset_is_pending: true }) => now,
+            Some(Ended::ByUs { reset_is_pending: true }) => Some(now),
             Some(_) => return None,
-            None if !self.smoltcp_may_be_polled(now) => return None,
-            None => stack.interface.poll_at(now, &self.sockets)?.max(now),
+            None if self.probe_is_pending => Some(now),
+            None => [self.receiver.poll_at(), self.sender.poll_at()].into_iter().flatten().min(),
         };
-        if self.time_wait_since.is_some_and(|since| due >= since + TIME_WAIT_POLL) {
-            return None;
+        Some(due?.max(now).max(self.retry_at))
+    }
+
+    fn transmit_chunk(
+        &mut self,
+        stack: &mut Stack,
+        now: Instant,
+        chunk: &Chunk,
+        envelope: &Envelope,
+        sink: &mut impl FrameSink,
+    ) -> bool {
+        let ack = self.receiver.acknowledge(stack, now);
+        let mut flags = Flags::ACK;
+        if chunk.fin {
+            flags = flags.with(Flags::FIN);
         }
-        Some(due.max(self.retry_at))
+        if self.sender.is_pushed(chunk) {
+            flags = flags.with(Flags::PSH);
+        }
+        let options = self.options(now, &[]);
+        let segment = Segment {
+            source: self.local,
+            destination: self.remote,
+            seq: chunk.seq,
+            ack: ack.number,
+            flags,
+            window: ack.window,
+            options: options.as_bytes(),
+            payload: self.sender.text(chunk),
+        };
+        if !wire::build_segment(sink, envelope, &segment) {
+            return self.postpone(now);
+        }
+        self.closed_first |= chunk.fin && !self.receiver.fin_received();
+        self.sender.sent(now, chunk, &mut stack.counters);
+        true
+    }
+
+    fn transmit_ack(
+        &mut self,
+        stack: &mut Stack,
+        now: Instant,
+        seq: u32,
+        envelope: &Envelope,
+        sink: &mut impl FrameSink,
+    ) -> bool {
+        let ack = self.receiver.acknowledge(stack, now);
+        let options = self.options(now, if self.sender.uses_sack() { self.receiver.islands() } else { &[] });
+        self.build(seq, ack.number, Flags::ACK, ack.window, &options, envelope, sink) || self.postpone(now)
+    }
+
+    /// No frame was free: what was to be said is still owed.
+    fn postpone(&mut self, now: Instant) -> bool {
+        self.receiver.owe_ack();
+        self.retry_at = now + RETRY;
+        false
+    }
+
+    fn transmit_reset(&mut self, now: Instant, envelope: &Envelope, sink: &mut impl FrameSink) -> bool {
+        if self.ended != Some(Ended::ByUs { reset_is_pending: true }) {
+            return false;
+        }
+        let flags = Flags::RST.with(Flags::ACK);
+        let sent = self.build(self.snd_nxt(), self.rcv_nxt(), flags, 0, &OptionWriter::default(), envelope, sink);
+        if sent {
+            self.ended = Some(Ended::ByUs { reset_is_pending: false });
+        } else {
+            self.retry_at = now + RETRY;
+        }
+        sent
+    }
+
+    /// The options of a segment that leaves now.
+    fn options(&self, now: Instant, islands: &[wire::SackBlock]) -> OptionWriter {
+        let mut options = OptionWriter::default();
+        if let Some(clock) = &self.clock {
+            options.timestamps(clock.stamp(now));
+        }
+        options.sack(islands.iter().copied());
+        options
+    }
+
+    /// Sends a segment without text.
+    #[expect(clippy::too_many_arguments, reason = "the fields of a header")]
+    fn build(
+        &self,
+        seq: u32,
+        ack: u32,
+        flags: Flags,
+        window: u16,
+        options: &OptionWriter,
+        envelope: &Envelope,
+        sink: &mut impl FrameSink,
+    ) -> bool {
+        let (source, destination, options) = (self.local, self.remote, options.as_bytes());
+        let segment = Segment { source, destination, seq, ack, flags, window, options, payload: [&[]; 2] };
+        wire::build_segment(sink, envelope, &segment)
     }
 }
 
@@ -271,37 +422,30 @@ impl Connection {
 impl Connection {
     /// Bytes that were received in order and not consumed.
     pub fn receive_queue(&self) -> usize {
-        self.socket().recv_queue()
+        self.receiver.unread()
     }
 
     /// Copies bytes from the head of the receive queue, as many as there are and fit in. They stay in the queue.
     pub fn peek(&mut self, out: &mut [u8]) -> usize {
-        self.socket_mut().peek_slice(out).unwrap_or(0)
-    }
-
-    /// The longest piece of the receive queue's head that lies in one piece.
-    pub fn peek_contiguous(&mut self) -> &[u8] {
-        self.socket_mut().peek(usize::MAX).unwrap_or(&[])
+        self.receiver.peek(out)
     }
 
     /// Removes `n` bytes, or as many as there are, from the head of the receive queue. The window opens with the next
     /// [`Self::poll_transmit`].
     pub fn consume(&mut self, n: usize) {
-        let mut left = n.min(self.receive_queue());
+        let mut left = n;
         while left > 0 {
-            let removed = self.socket_mut().recv(|head| {
-                let removed = head.len().min(left);
-                (removed, removed)
-            });
-            let Ok(removed @ 1..) = removed else { break };
-            self.consumed = self.consumed.wrapping_add(removed as u32);
-            left -= removed;
+            let consumed = self.receiver.consume_with(|head| head.len().min(left));
+            if consumed == 0 {
+                break;
+            }
+            left -= consumed;
         }
     }
 
     /// The peer has sent FIN, and all bytes before it are in the receive queue or consumed.
     pub fn fin_received(&self) -> bool {
-        self.sequence.fin_received
+        self.receiver.fin_received()
     }
 }
 
@@ -309,46 +453,33 @@ impl Connection {
 impl Connection {
     /// Bytes that the send queue takes now. 0 also when bytes cannot be sent in this state.
     pub fn send_room(&self) -> usize {
-        let socket = self.socket();
-        if self.ended.is_some() || self.finishing || !socket.may_send() {
-            return 0;
-        }
-        socket.send_capacity() - socket.send_queue()
+        if self.ended.is_some() { 0 } else { self.sender.room() }
     }
 
     /// Queues bytes; returns how many found room.
     pub fn send(&mut self, bytes: &[u8]) -> usize {
-        if self.send_room() == 0 {
-            return 0;
-        }
-        let sent = self.socket_mut().send_slice(bytes).unwrap_or(0);
-        self.queued = self.queued.wrapping_add(sent as u32);
-        sent
+        if self.ended.is_some() { 0 } else { self.sender.push(bytes) }
     }
 
     /// Bytes in the send queue: not sent, or sent and not acknowledged.
     pub fn send_queue(&self) -> usize {
-        self.socket().send_queue()
+        self.sender.queued()
     }
 
-    /// Whether the peer owes us an acknowledgement: of bytes, of our SYN or of our FIN.
+    /// Whether the peer owes us an acknowledgement: of bytes, or of our FIN.
     pub fn awaits_ack(&self) -> bool {
-        use State::{Closing, FinWait1, LastAck, SynReceived, SynSent};
-        let control = matches!(self.state(), SynSent | SynReceived | FinWait1 | Closing | LastAck);
-        self.ended.is_none() && (control || self.send_queue() > 0)
+        self.ended.is_none() && self.sender.awaits_ack()
     }
 
     /// Sends FIN behind the queued bytes. No more can be queued. Bytes can still be received.
     pub fn finish(&mut self) {
-        self.finishing = true;
-        self.finish_if_window_allows();
+        self.sender.finish();
     }
 
     /// Ends the connection with a RST, which leaves with the next [`Self::poll_transmit`]. Nothing happens if the connection
     /// is over already, or in TIME-WAIT.
     pub fn abort(&mut self) {
         if !matches!(self.state(), State::Closed | State::TimeWait) {
-            self.update();
             self.ended = Some(Ended::ByUs { reset_is_pending: true });
         }
     }
@@ -357,54 +488,56 @@ impl Connection {
 /// Moves up to `limit` bytes from one connection's receive queue to another's send queue. Returns how many: as many as there
 /// are and find room. They are copied once.
 pub fn splice(from: &mut Connection, to: &mut Connection, limit: usize) -> usize {
-    let limit = limit.min(to.send_room());
     let mut moved = 0;
     while moved < limit {
-        let (source, target) = (from.socket_mut(), to.socket_mut());
-        let piece = source.recv(|head| {
-            let copied = target
-                .send(|room| {
-                    let length = head.len().min(room.len()).min(limit - moved);
-                    room[..length].copy_from_slice(&head[..length]);
-                    (length, length)
-                })
-                .unwrap_or(0);
-            (copied, copied)
+        let piece = from.receiver.consume_with(|head| {
+            let length = head.len().min(limit - moved);
+            to.send(&head[..length])
         });
-        let Ok(piece @ 1..) = piece else { break };
+        if piece == 0 {
+            break;
+        }
         moved += piece;
     }
-    from.consumed = from.consumed.wrapping_add(moved as u32);
-    to.queued = to.queued.wrapping_add(moved as u32);
     moved
+}
+
+/// Whether the peer is still there (RFC 9293 §3.8.4).
+impl Connection {
+    /// Whether the peer has asked, since the last call, if we are still there. Who has called this owes it an answer,
+    /// [`Self::acknowledge`], as soon as that is known to be true.
+    pub fn take_probe(&mut self) -> bool {
+        std::mem::take(&mut self.probed)
+    }
+
+    /// Sends an ACK with the next [`Self::poll_transmit`], whether there is something new to tell or not.
+    pub fn acknowledge(&mut self) {
+        self.receiver.owe_ack();
+    }
+
+    /// Asks the peer whether it is still there, with the next [`Self::poll_transmit`].
+    pub fn send_probe(&mut self) {
+        self.probe_is_pending = self.ended.is_none();
+    }
 }
 
 /// State.
 impl Connection {
     /// The state of RFC 9293. A connection that was reset, by either end, is closed.
     pub fn state(&self) -> State {
-        use smoltcp::socket::tcp::State as Inner;
         if self.ended.is_some() {
             return State::Closed;
         }
-        match self.socket().state() {
-            Inner::Closed => State::Closed,
-            Inner::Listen => State::Listen,
-            Inner::SynSent => State::SynSent,
-            Inner::SynReceived => State::SynReceived,
-            Inner::Established => State::Established,
-            Inner::FinWait1 => State::FinWait1,
-            Inner::FinWait2 => State::FinWait2,
-            Inner::CloseWait => State::CloseWait,
-            Inner::Closing => State::Closing,
-            Inner::LastAck => State::LastAck,
-            Inner::TimeWait => State::TimeWait,
+        match (self.sender.fin_sent(), self.sender.fin_acked(), self.receiver.fin_received()) {
+            (false, _, false) => State::Established,
+            (false, _, true) => State::CloseWait,
+            (true, false, false) => State::FinWait1,
+            (true, true, false) => State::FinWait2,
+            (true, false, true) if self.closed_first => State::Closing,
+            (true, false, true) => State::LastAck,
+            (true, true, true) if self.closed_first => State::TimeWait,
+            (true, true, true) => State::Closed,
         }
-    }
-
-    /// The handshake is complete, and the connection is not closed (TIME-WAIT counts).
-    pub fn is_established_or_later(&self) -> bool {
-        !matches!(self.state(), State::Closed | State::Listen | State::SynSent | State::SynReceived)
     }
 
     /// The connection is over, and nothing is left to be sent: no reset either.
@@ -422,6 +555,19 @@ impl Connection {
         self.state() == State::TimeWait
     }
 
+    /// What is to be kept of a connection that is over, if anything.
+    pub fn remains(&self) -> Option<Remains> {
+        let (local, remote, clock) = (self.local, self.remote, self.clock);
+        match self.ended {
+            Some(Ended::ByUs { .. }) => Some(Remains(remains::Kind::Reset)),
+            None if self.is_time_wait() => {
+                let (seq, ack) = (self.snd_nxt(), self.rcv_nxt());
+                Some(Remains(remains::Kind::TimeWait { local, remote, seq, ack, clock }))
+            }
+            Some(Ended::ByPeer) | None => None,
+        }
+    }
+
     /// Our address and port.
     pub fn local(&self) -> SocketAddr {
         self.local
@@ -432,186 +578,28 @@ impl Connection {
         self.remote
     }
 
-    /// Our initial sequence number.
-    pub fn iss(&self) -> u32 {
-        self.sequence.iss
-    }
-
-    /// The peer's initial sequence number, IRS. None: its SYN has not arrived.
-    pub fn peer_iss(&self) -> Option<u32> {
-        self.sequence.irs
-    }
-
     /// SND.NXT: behind the highest sequence number that was ever sent.
     pub fn snd_nxt(&self) -> u32 {
-        self.sequence.snd_nxt
+        self.sender.nxt()
     }
 
-    /// RCV.NXT: the sequence number that is expected next. 0 before the peer's SYN.
+    /// RCV.NXT: the sequence number that is expected next.
     pub fn rcv_nxt(&self) -> u32 {
-        self.sequence.rcv_nxt
+        self.receiver.nxt()
     }
 }
 
-impl Connection {
-    fn socket(&self) -> &Socket<'static> {
-        self.sockets.get(self.handle)
-    }
-
-    fn socket_mut(&mut self) -> &mut Socket<'static> {
-        self.sockets.get_mut(self.handle)
-    }
-
-    /// Tells `sequence` where the queues are.
-    fn update(&mut self) {
-        use smoltcp::socket::tcp::State as Inner;
-        let socket: &Socket<'static> = self.sockets.get(self.handle);
-        let state = socket.state();
-        if matches!(state, Inner::CloseWait | Inner::Closing | Inner::LastAck | Inner::TimeWait) {
-            self.sequence.fin_received = true;
-        }
-        self.sequence.update(&Queues {
-            syn_acked: !matches!(state, Inner::Listen | Inner::SynSent | Inner::SynReceived),
-            fin_acked: matches!(state, Inner::FinWait2 | Inner::TimeWait),
-            acked: self.queued.wrapping_sub(socket.send_queue() as u32),
-            unacked: socket.send_queue(),
-            received: self.consumed.wrapping_add(socket.recv_queue() as u32),
-            receive_room: socket.recv_capacity() - socket.recv_queue(),
-        });
-    }
-
-    /// Writes `entry` into the segment's headers and hands it to smoltcp.
-    #[expect(clippy::too_many_arguments, reason = "what handle_segment was called with, and the entry")]
-    fn enter(
-        &mut self,
-        stack: &mut Stack,
-        now: Instant,
-        frame: &mut [u8],
-        h: &Headers,
-        entry: &Entry,
-        l2: &L2Header,
-        sink: &mut impl FrameSink,
-    ) {
-        let header_length = h.payload_offset - h.tcp_offset;
-        let tcp = &mut frame[h.tcp_offset..h.payload_offset];
-        tcp[4..8].copy_from_slice(&entry.seq.to_be_bytes());
-        tcp[8..12].copy_from_slice(&entry.ack.to_be_bytes());
-        tcp[13] = entry.flags.bits();
-        tcp[14..16].copy_from_slice(&entry.window.to_be_bytes());
-        let window_scale = mend_options(&mut tcp[TCP_HEADER..]);
-        // A plain IP header right before the TCP header takes the place of options and extension headers, which smoltcp
-        // does not know all of. They are at least as long.
-        let ip_length = if h.source.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
-        let packet = &mut frame[h.tcp_offset - ip_length..h.payload_offset + entry.payload];
-        wire::write_ip_header(packet, h.source.ip(), h.destination.ip(), header_length + entry.payload);
-        stack.ingress(now, &mut self.sockets, packet, &mut self.sequence, l2, sink);
-        if self.sequence.irs.is_none() && matches!(self.state(), State::SynReceived | State::Established) {
-            self.sequence.synchronized(h, window_scale);
-        }
-        self.update();
-        if self.time_wait_since.is_none() && self.is_time_wait() {
-            self.time_wait_since = Some(now);
-        }
-    }
-
-    /// Sends an ACK without text.
-    fn acknowledge(&self, l2: &L2Header, sink: &mut impl FrameSink) {
-        if self.sequence.irs.is_some() && self.sequence.has_sent_syn() {
-            self.build(Flags::ACK, self.sequence.offered_window(), l2, sink);
-        }
-    }
-
-    fn transmit_reset(&mut self, now: Instant, l2: &L2Header, sink: &mut impl FrameSink) -> bool {
-        if self.ended != Some(Ended::ByUs { reset_is_pending: true }) {
-            return false;
-        }
-        // A peer that knows nothing of us, as we nothing of it, needs no reset.
-        let needless = self.sequence.irs.is_none() && !self.sequence.has_sent_syn();
-        let flags = if self.sequence.irs.is_some() { Flags::RST.with(Flags::ACK) } else { Flags::RST };
-        let sent = !needless && self.build(flags, 0, l2, sink);
-        if sent || needless {
-            self.ended = Some(Ended::ByUs { reset_is_pending: false });
-        } else {
-            self.retry_at = now + RETRY;
-        }
-        sent
-    }
-
-    fn build(&self, flags: Flags, window: u16, l2: &L2Header, sink: &mut impl FrameSink) -> bool {
-        let ack = if flags.ack() { self.sequence.rcv_nxt } else { 0 };
-        let (source, destination) = (self.local, self.remote);
-        wire::build_segment(sink, l2, &Segment { source, destination, seq: self.sequence.snd_nxt, ack, flags, window })
-    }
-
-    /// FIN goes into smoltcp's queue when the window has room for all bytes before it: in LAST-ACK smoltcp does not look at
-    /// the window of an ACK that acknowledges nothing; and a fast retransmission, which ignores the window, would send the FIN
-    /// too early, after which smoltcp's window probes are empty and nobody answers them.
-    fn finish_if_window_allows(&mut self) {
-        if !self.finishing || self.ended.is_some() {
-            return;
-        }
-        match self.state() {
-            // smoltcp would forget that its SYN is not acknowledged, and be one number off from then on.
-            State::SynSent | State::SynReceived => {}
-            _ if self.send_queue() > self.sequence.send_window() => {}
-            _ => self.socket_mut().close(),
-        }
-    }
-
-    fn smoltcp_may_be_polled(&self, now: Instant) -> bool {
-        self.time_wait_since.is_none_or(|since| now < since + TIME_WAIT_POLL)
-    }
-
-    /// Something is not acknowledged, but no timer of smoltcp runs: after a retransmission timeout with a closed window it
-    /// has none that would find out that the window has opened, and after window probes none for what was sent before them.
-    /// An ACK as the peer would send it if nothing had changed starts the probe timer if the window is closed; the fourth
-    /// starts a retransmission.
-    fn revive(&mut self, stack: &mut Stack, now: Instant) {
-        let ip_length = if self.local.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER };
-        let mut packet = [0; IPV6_HEADER + TCP_HEADER];
-        let packet = &mut packet[..ip_length + TCP_HEADER];
-        for _ in 0..DUPLICATE_ACKS {
-            wire::write_ip_header(packet, self.remote.ip(), self.local.ip(), TCP_HEADER);
-            let tcp = &mut packet[ip_length..];
-            tcp[0..2].copy_from_slice(&self.remote.port().to_be_bytes());
-            tcp[2..4].copy_from_slice(&self.local.port().to_be_bytes());
-            tcp[4..8].copy_from_slice(&self.sequence.rcv_nxt.to_be_bytes());
-            tcp[8..12].copy_from_slice(&self.sequence.to_smoltcp(self.sequence.snd_una).to_be_bytes());
-            tcp[12] = ((TCP_HEADER / 4) << 4) as u8;
-            tcp[13] = Flags::ACK.bits();
-            tcp[14..16].copy_from_slice(&self.sequence.send_window_field().to_be_bytes());
-            let Self { sockets, sequence, .. } = self;
-            stack.ingress(now, sockets, packet, sequence, &L2Header::default(), &mut NoFrames);
-            if stack.interface.poll_at(now, sockets).is_some() {
-                break;
-            }
-        }
-    }
-
-    /// The last of [`Self::revive`]'s retransmissions does not begin by itself if only a FIN is left: a keep-alive that is
-    /// due makes it begin. True: the FIN was sent.
-    fn revive_fin(&mut self, stack: &mut Stack, now: Instant, l2: &L2Header, sink: &mut impl FrameSink) -> bool {
-        if self.send_queue() > 0 || stack.interface.poll_at(now, &self.sockets).is_some() {
-            return false;
-        }
-        self.socket_mut().set_keep_alive(Some(RETRY));
-        let sent = stack.egress(now, &mut self.sockets, &mut self.sequence, l2, sink);
-        self.socket_mut().set_keep_alive(None);
-        sent
-    }
+/// IP and TCP header without options.
+fn headers_length(address: SocketAddr) -> usize {
+    TCP_HEADER + if address.is_ipv4() { IPV4_HEADER } else { IPV6_HEADER }
 }
 
-/// Takes nothing.
-struct NoFrames;
-
-impl FrameSink for NoFrames {
-    fn frame(&mut self, _length: usize) -> Option<&mut [u8]> {
-        None
-    }
-}
-
-fn is_addressable(end: SocketAddr) -> bool {
-    let ip = end.ip();
-    let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
-    end.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+/// Whether TCP can run between two ends (RFC 9293 §3.10, RFC 1122 §4.2.3.10).
+pub fn is_possible(local: SocketAddr, remote: SocketAddr) -> bool {
+    let is_addressable = |end: SocketAddr| {
+        let ip = end.ip();
+        let broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        end.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+    };
+    local.is_ipv4() == remote.is_ipv4() && is_addressable(local) && is_addressable(remote)
 }

@@ -1,90 +1,24 @@
-//! The sequence spaces of one connection: translation between the wire and smoltcp, and the checks of RFC 9293 and RFC 5961
-//! that a segment passes before smoltcp sees it.
-//!
-//! Numbers are those on the wire. The peer's are also smoltcp's; ours are smoltcp's plus an offset that is fixed when the
-//! SYN leaves. (Timestamps, window scale and further options of a verbatim handshake are to be translated here, too.)
-//!
-//! What is mended of smoltcp 0.14 on the way in ([`Sequence::admit`]):
-//! - It drops a data segment with an old ACK: the ACK is raised to SND.UNA.
-//! - It takes ACKs of bytes that it has not sent yet: judged against SND.NXT.
-//! - It takes a FIN whose text it cut off at the window, and text after a FIN: both are trimmed before.
-//! - It believes the unscaled window of its SYN to be scaled, and can then write beyond its buffer, which panics: segments are
-//!   trimmed to what the buffer holds.
-//! - It refuses a segment of which only the FIN is new, one that begins before and ends behind the window, and a bare ACK at
-//!   the window's right edge: all are changed into what it takes.
-//! - It takes the window of any segment, also of one that was overtaken: replaced by the last one.
-//! - It goes on probing a closed window when nothing is left to send, after our FIN without a pause: it sees an open one then.
-//! - Any RST in the window kills, and any SYN there is lost: RFC 5961.
-//!
-//! And on the way out ([`Sequence::sent`]):
-//! - After a retransmission timeout its bare ACKs carry SND.UNA, which the peer must discard: they get SND.NXT.
-//! - A scaled window rounds down from a right edge that moves on, so the edge moves back by less than one unit, and bytes
-//!   that the peer was allowed to send are cut off: one unit less is offered.
+//! Sequence numbers, and what becomes of a received segment before anything of it is used: the checks of RFC 9293 §3.10.7.4
+//! and RFC 5961.
 
-use smoltcp::time::{Duration, Instant};
-
-use crate::connection::State;
-use crate::wire::{self, Flags, Headers};
+use crate::wire::Headers;
 
 /// Challenge ACKs that one connection sends in a second (RFC 5961 §7).
 pub const CHALLENGE_ACKS_PER_SECOND: u32 = 5;
-const CHALLENGE_PERIOD: Duration = Duration::from_secs(1);
-/// Largest shift of a window (RFC 7323 §2.3).
-const MAX_WINDOW_SHIFT: u8 = 14;
 
-/// What is known of both sequence spaces.
-#[derive(Debug)]
-pub(crate) struct Sequence {
-    /// Our initial sequence number.
-    pub(crate) iss: u32,
-    /// Wire minus smoltcp, for our numbers. None: the SYN has not left.
-    offset: Option<u32>,
-    /// SND.UNA, as of the last [`Sequence::update`].
-    pub(crate) snd_una: u32,
-    /// Behind the last byte of the send queue, as of the last [`Sequence::update`].
-    queue_end: u32,
-    /// SND.NXT: behind the highest number ever sent.
-    pub(crate) snd_nxt: u32,
-    /// The peer's initial sequence number. None: it is not known yet.
-    pub(crate) irs: Option<u32>,
-    /// RCV.NXT, as of the last [`Sequence::update`].
-    pub(crate) rcv_nxt: u32,
-    /// How many bytes the receive queue has room for, as of the last [`Sequence::update`].
-    receive_room: u32,
-    /// Right edge of the receive window, as smoltcp believes to have offered it.
-    receive_edge: u32,
-    /// The unscaled window of our SYN.
-    syn_window: u16,
-    /// Shift of the windows that we offer.
-    receive_shift: u8,
-    /// Shift that our SYN offered.
-    offered_shift: u8,
-    /// The peer's FIN and all before it has arrived.
-    pub(crate) fin_received: bool,
-    /// Last window field of the peer that counts.
-    send_window: u16,
-    /// Shift of the peer's windows.
-    send_shift: u8,
-    /// MAX.SND.WND (RFC 5961 §5.2), in bytes.
-    largest_send_window: u32,
-    /// SND.WL1: sequence number of the segment that brought `send_window`.
-    snd_wl1: u32,
-    challenges: u32,
-    challenges_since: Instant,
+/// `a` is before `b` in sequence space (RFC 9293 §3.4).
+pub(crate) fn is_before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
 }
 
-/// How far a connection has come. Numbers of bytes since it was established are modulo 2^32.
-pub(crate) struct Queues {
-    pub(crate) syn_acked: bool,
-    pub(crate) fin_acked: bool,
-    /// Bytes that the peer has acknowledged.
-    pub(crate) acked: u32,
-    /// Bytes in the send queue.
-    pub(crate) unacked: usize,
-    /// Bytes received in order.
-    pub(crate) received: u32,
-    /// Bytes that the receive queue has room for.
-    pub(crate) receive_room: usize,
+/// The later of two sequence numbers.
+pub(crate) fn later(a: u32, b: u32) -> u32 {
+    if is_before(a, b) { b } else { a }
+}
+
+/// The earlier of two sequence numbers.
+pub(crate) fn earlier(a: u32, b: u32) -> u32 {
+    if is_before(a, b) { a } else { b }
 }
 
 /// What becomes of a received segment.
@@ -96,380 +30,213 @@ pub(crate) enum Admission {
     Acknowledge,
     /// It may be forged; an ACK makes the true peer confirm it.
     Challenge,
-    /// It is answered with a reset.
-    Refuse,
+    /// It asks whether we are still there (RFC 9293 §3.8.4), or whether our window has opened (§3.8.6.1).
+    Probe,
     /// It is the peer's valid reset.
     Reset,
-    /// It enters smoltcp, changed like this.
-    Enter(Entry),
+    /// Its ACK counts, and this much of its text.
+    Enter(Trimmed),
 }
 
-/// How a segment enters smoltcp.
+/// What of a segment is new and within the window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct Trimmed {
+    /// Bytes of text that are cut off at the front.
+    pub(crate) skip: usize,
+    /// Sequence number of the first byte that stays.
     pub(crate) seq: u32,
-    /// In smoltcp's numbers.
-    pub(crate) ack: u32,
-    pub(crate) flags: Flags,
-    pub(crate) window: u16,
-    /// Bytes of text that stay, from the first on.
-    pub(crate) payload: usize,
-    /// Text was cut off: an ACK tells the peer, whatever smoltcp does.
-    pub(crate) acknowledge: bool,
+    /// Bytes of text that stay.
+    pub(crate) length: usize,
+    /// The sequence number of the FIN, if it stays.
+    pub(crate) fin: Option<u32>,
+    /// Something of the segment is not new, or not within the window: an ACK tells the peer.
+    pub(crate) cut: bool,
 }
 
-impl Sequence {
-    /// `receive_capacity`: size of the receive queue in bytes.
-    pub(crate) fn new(iss: u32, receive_capacity: usize) -> Self {
-        // As smoltcp chooses it: the smallest shift that lets 16 bits express the capacity.
-        let bits = (usize::BITS - receive_capacity.leading_zeros()) as u8;
-        Self {
-            iss,
-            offset: None,
-            snd_una: iss,
-            queue_end: iss,
-            snd_nxt: iss,
-            irs: None,
-            rcv_nxt: 0,
-            receive_room: 0,
-            receive_edge: 0,
-            syn_window: 0,
-            receive_shift: 0,
-            offered_shift: bits.saturating_sub(16),
-            fin_received: false,
-            send_window: 0,
-            send_shift: 0,
-            largest_send_window: 0,
-            snd_wl1: 0,
-            challenges: 0,
-            challenges_since: Instant::ZERO,
-        }
-    }
+/// Where a connection stands, as far as received segments are judged by it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    /// RCV.NXT.
+    pub(crate) rcv_nxt: u32,
+    /// RCV.NXT + RCV.WND: the right edge of the window that the peer has been shown.
+    pub(crate) edge: u32,
+    /// The number of the peer's FIN, if one is known.
+    pub(crate) fin: Option<u32>,
+    /// Our FIN and the peer's are acknowledged, ours first.
+    pub(crate) time_wait: bool,
+    /// SND.UNA.
+    pub(crate) snd_una: u32,
+    /// SND.NXT.
+    pub(crate) snd_nxt: u32,
+    /// MAX.SND.WND (RFC 5961 §5.2), in bytes.
+    pub(crate) largest_window: u32,
+}
 
-    /// The peer's SYN was taken.
-    pub(crate) fn synchronized(&mut self, syn: &Headers, window_scale: Option<u8>) {
-        self.irs = Some(syn.seq);
-        self.rcv_nxt = syn.seq.wrapping_add(1);
-        if let Some(shift) = window_scale {
-            self.send_shift = shift.min(MAX_WINDOW_SHIFT);
-            self.receive_shift = self.offered_shift;
-        }
-        self.send_window = syn.window >> self.send_shift;
-        self.largest_send_window = u32::from(syn.window);
-        self.snd_wl1 = syn.seq;
-        // smoltcp counts the window of its SYN from IRS, not from the number behind it.
-        self.receive_edge = syn.seq.wrapping_add(u32::from(self.syn_window));
-    }
-
-    /// Where the queues are now.
-    pub(crate) fn update(&mut self, queues: &Queues) {
-        let control = u32::from(queues.syn_acked) + u32::from(queues.fin_acked);
-        self.snd_una = self.iss.wrapping_add(control).wrapping_add(queues.acked);
-        self.queue_end = self.snd_una.wrapping_add(queues.unacked as u32);
-        if let Some(irs) = self.irs {
-            self.rcv_nxt = irs.wrapping_add(1).wrapping_add(queues.received).wrapping_add(u32::from(self.fin_received));
-        }
-        self.receive_room = queues.receive_room as u32;
-    }
-
-    /// The peer's window in bytes, from SND.UNA on.
-    pub(crate) fn send_window(&self) -> usize {
-        usize::from(self.send_window) << self.send_shift
-    }
-
-    /// The peer's window field, not scaled.
-    pub(crate) fn send_window_field(&self) -> u16 {
-        self.send_window
-    }
-
-    /// Whether our SYN has left.
-    pub(crate) fn has_sent_syn(&self) -> bool {
-        self.offset.is_some()
-    }
-
-    /// One of our numbers, as smoltcp counts.
-    pub(crate) fn to_smoltcp(&self, number: u32) -> u32 {
-        number.wrapping_sub(self.offset.unwrap_or(0))
-    }
-
-    /// The window field of an ACK that we build ourselves: nothing that smoltcp does not know of.
-    pub(crate) fn offered_window(&self) -> u16 {
-        let room = self.right_edge().wrapping_sub(self.rcv_nxt) >> self.receive_shift;
-        shown_window(u16::try_from(room).unwrap_or(u16::MAX), self.receive_shift)
-    }
-
-    /// Whether one more challenge ACK may be sent now.
-    pub(crate) fn may_challenge(&mut self, now: Instant) -> bool {
-        if now >= self.challenges_since + CHALLENGE_PERIOD {
-            self.challenges_since = now;
-            self.challenges = 0;
-        }
-        self.challenges = self.challenges.saturating_add(1);
-        self.challenges <= CHALLENGE_ACKS_PER_SECOND
-    }
-
-    /// Judges a segment of the peer (RFC 9293 §3.10.7). To be called after [`Sequence::update`].
-    pub(crate) fn admit(&mut self, state: State, h: &Headers) -> Admission {
-        match state {
-            State::Closed | State::Listen => Admission::Discard,
-            State::SynSent => self.admit_in_syn_sent(h),
-            _ => self.admit_synchronized(state, h),
-        }
-    }
-
-    /// RFC 9293 §3.10.7.3.
-    fn admit_in_syn_sent(&self, h: &Headers) -> Admission {
-        if self.offset.is_none() {
-            return Admission::Discard;
-        }
-        let acceptable_ack = h.flags.ack() && h.ack == self.iss.wrapping_add(1);
+impl Standing {
+    /// Judges a segment of the peer (RFC 9293 §3.10.7.4). `old_timestamp`: its timestamp is from the past (RFC 7323 §5).
+    pub(crate) fn admit(&self, h: &Headers, old_timestamp: bool) -> Admission {
         if h.flags.rst() {
-            return if acceptable_ack { Admission::Reset } else { Admission::Discard };
-        }
-        if h.flags.ack() && !acceptable_ack {
-            return Admission::Refuse;
-        }
-        if !h.flags.syn() {
-            // The peer takes our SYN for one that it has answered before, in a connection that we have forgotten. (Our number
-            // is not our own choice, and may come again.) RFC 9293 §3.10.7.3 drops such a segment, and would for ever.
-            return if acceptable_ack { Admission::Refuse } else { Admission::Discard };
-        }
-        Admission::Enter(Entry {
-            seq: h.seq,
-            ack: self.to_smoltcp(h.ack),
-            flags: h.flags.without(Flags::FIN),
-            window: h.window,
-            payload: 0,
-            acknowledge: false,
-        })
-    }
-
-    /// RFC 9293 §3.10.7.4.
-    fn admit_synchronized(&mut self, state: State, h: &Headers) -> Admission {
-        if h.flags.rst() {
-            return self.admit_reset(state, h);
-        }
-        if self.offset.is_none() {
-            // Our SYN-ACK has not left: the peer cannot know any number of ours.
-            return Admission::Discard;
+            return self.admit_reset(h);
         }
         if h.flags.syn() {
-            // RFC 5961 §4.2. The SYN that we have just answered comes again if the answer was lost; our timer sends it again.
-            let repeated = state == State::SynReceived && Some(h.seq) == self.irs;
-            return if repeated { Admission::Discard } else { Admission::Challenge };
+            return Admission::Challenge; // RFC 5961 §4.2: "irrespective of the sequence number".
         }
         if !h.flags.ack() {
-            return Admission::Discard;
+            return Admission::Discard; // RFC 9293 §3.10.7.4, fifth: "if the ACK bit is off, drop the segment".
         }
-        let Some(trimmed) = self.trim(h) else {
+        if h.segment_len() <= 1 && !h.flags.fin() && h.seq.wrapping_add(1) == self.rcv_nxt {
+            return Admission::Probe;
+        }
+        let trimmed = if old_timestamp { None } else { self.trim(h) };
+        let Some(trimmed) = trimmed else {
             // Text or FIN that comes again, or too early, is paced by the peer's timers; a bare ACK is not.
             return if h.segment_len() > 0 { Admission::Acknowledge } else { Admission::Challenge };
         };
-        self.admit_ack(state, h, trimmed)
+        // RFC 5961 §5.2: SND.UNA - MAX.SND.WND <= SEG.ACK <= SND.NXT.
+        if is_before(self.snd_nxt, h.ack) || is_before(h.ack, self.snd_una.wrapping_sub(self.largest_window)) {
+            return Admission::Challenge;
+        }
+        Admission::Enter(trimmed)
     }
 
     /// RFC 5961 §3.2.
-    fn admit_reset(&self, state: State, h: &Headers) -> Admission {
-        let edge = self.right_edge();
-        if state == State::TimeWait {
+    fn admit_reset(&self, h: &Headers) -> Admission {
+        if self.time_wait {
             Admission::Discard // RFC 1337 §3(a).
         } else if h.seq == self.rcv_nxt {
             Admission::Reset
-        } else if self.offset.is_some() && !is_before(h.seq, self.rcv_nxt) && !is_before(edge, h.seq) {
+        } else if is_before(self.rcv_nxt, h.seq) && !is_before(self.edge, h.seq) {
             Admission::Challenge
         } else {
             Admission::Discard
         }
     }
 
-    /// Cuts a segment to the window. None: nothing of it is acceptable.
+    /// Cuts a segment to the window (RFC 9293 §3.10.7.4, first). None: nothing of it is acceptable.
     fn trim(&self, h: &Headers) -> Option<Trimmed> {
-        let (nxt, edge) = (self.rcv_nxt, self.right_edge());
-        let payload = h.payload_len() as u32;
-        let end = h.seq.wrapping_add(payload);
-        let whole = Trimmed { seq: h.seq, payload: payload as usize, fin: h.flags.fin(), cut: false };
+        let (nxt, length) = (self.rcv_nxt, h.payload_len() as u32);
+        let end = h.seq.wrapping_add(length);
+        // Nothing comes behind a FIN. (With the FIN received, RCV.NXT is behind it.)
+        let edge = self.fin.map_or(self.edge, |fin| earlier(self.edge, later(fin, nxt)));
         if is_before(edge, h.seq) {
             return None;
         }
         if h.segment_len() == 0 {
-            return (!is_before(h.seq, nxt)).then_some(Trimmed { seq: nxt, ..whole });
+            let acceptable = !is_before(h.seq, nxt);
+            return acceptable.then_some(Trimmed { skip: 0, seq: nxt, length: 0, fin: None, cut: false });
         }
         if !is_before(nxt, h.seq.wrapping_add(h.segment_len())) {
             return None;
         }
-        // A FIN at the right edge needs no room; behind cut-off text it has not come yet.
-        let new_end = if is_before(edge, end) { edge } else { end };
-        let fin = whole.fin && new_end == end && !self.fin_received;
-        let cut = new_end != end || fin != whole.fin;
-        if !is_before(nxt, new_end) {
-            // No new text: what is left is a FIN, or nothing but the ACK.
-            return Some(Trimmed { seq: nxt, payload: 0, fin: fin && end == nxt, cut: cut || end != nxt });
+        let (first, last) = (later(h.seq, nxt), earlier(end, edge));
+        // A FIN needs no room in the window, but behind cut-off text it has not come yet.
+        let fin = (h.flags.fin() && last == end && self.fin.is_none_or(|fin| fin == end)).then_some(end);
+        let length = if is_before(first, last) { last.wrapping_sub(first) as usize } else { 0 };
+        if length == 0 && fin.is_none() {
+            return None;
         }
-        let payload = new_end.wrapping_sub(h.seq) as usize;
-        if payload == 0 {
-            // A FIN ahead of a hole.
-            return Some(Trimmed { seq: nxt, payload: 0, fin: false, cut: true });
+        let cut = first != h.seq || last != end || fin.is_some() != h.flags.fin();
+        Some(Trimmed { skip: first.wrapping_sub(h.seq) as usize, seq: first, length, fin, cut })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{Flags, L2Header};
+    use proptest::prelude::*;
+
+    fn standing(rcv_nxt: u32, window: u32) -> Standing {
+        Standing {
+            rcv_nxt,
+            edge: rcv_nxt.wrapping_add(window),
+            fin: None,
+            time_wait: false,
+            snd_una: 500,
+            snd_nxt: 700,
+            largest_window: 1000,
         }
-        Some(Trimmed { seq: h.seq, payload, fin, cut })
     }
 
-    /// RFC 9293 §3.10.7.4, fifth, with RFC 5961 §5.2.
-    fn admit_ack(&mut self, state: State, h: &Headers, trimmed: Trimmed) -> Admission {
-        let mut ack = h.ack;
-        if state == State::SynReceived {
-            if ack != self.iss.wrapping_add(1) {
-                return Admission::Refuse;
-            }
-        } else if is_before(self.snd_nxt, ack) || is_before(ack, self.snd_una.wrapping_sub(self.largest_send_window)) {
-            return Admission::Challenge;
-        }
-        let bare = trimmed.payload == 0 && !trimmed.fin;
-        let old = state != State::SynReceived && is_before(ack, self.snd_una);
-        let moved = !old && self.take_window(h);
-        // The third duplicate ACK while only a FIN is in flight stops smoltcp's timer, and the FIN is never sent again.
-        let only_fin = matches!(state, State::FinWait1 | State::Closing | State::LastAck)
-            && self.snd_nxt.wrapping_sub(self.snd_una) == 1;
-        if bare && (old || ((trimmed.cut || only_fin) && !moved && ack == self.snd_una)) {
-            // It tells nothing new, and smoltcp would count it as a duplicate ACK.
-            return if trimmed.cut { Admission::Acknowledge } else { Admission::Discard };
-        }
-        if old {
-            ack = self.snd_una;
-        }
-        let mut flags = h.flags.without(Flags::FIN);
-        if trimmed.fin {
-            flags = flags.with(Flags::FIN);
-        }
-        Admission::Enter(Entry {
-            seq: trimmed.seq,
-            ack: self.to_smoltcp(ack),
+    fn headers(flags: Flags, seq: u32, ack: u32, length: usize) -> Headers {
+        Headers {
+            l2: L2Header::default(),
+            ip_offset: 14,
+            tcp_offset: 34,
+            payload_offset: 54,
+            end: 54 + length,
+            source: "10.0.0.1:1".parse().unwrap(),
+            destination: "10.0.0.2:2".parse().unwrap(),
+            vlan: [0; 2],
+            seq,
+            ack,
             flags,
-            window: self.window_for_smoltcp(state, ack),
-            payload: trimmed.payload,
-            acknowledge: trimmed.cut,
-        })
-    }
-
-    /// Takes the window of a segment unless the segment was overtaken (as `tcp_may_update_window` of the kernel decides).
-    /// True: the window changed.
-    fn take_window(&mut self, h: &Headers) -> bool {
-        let newer = is_before(self.snd_una, h.ack) || is_before(self.snd_wl1, h.seq);
-        let same = h.seq == self.snd_wl1 && (h.window > self.send_window || h.window == 0);
-        if !newer && !same {
-            return false;
-        }
-        let changed = self.send_window != h.window;
-        self.snd_wl1 = h.seq;
-        self.send_window = h.window;
-        self.largest_send_window = self.largest_send_window.max(self.send_window() as u32);
-        changed
-    }
-
-    /// smoltcp stops its window probes only when the window opens: in FIN-WAIT-2 it would then send ACKs without end, and until
-    /// our FIN is acknowledged it would not send that again. Without bytes to send the window does not matter.
-    fn window_for_smoltcp(&self, state: State, ack: u32) -> u16 {
-        let finished = matches!(state, State::FinWait1 | State::FinWait2 | State::Closing | State::LastAck);
-        if finished && !is_before(ack, self.queue_end) { self.send_window.max(1) } else { self.send_window }
-    }
-
-    /// Behind the last byte that is acceptable now.
-    fn right_edge(&self) -> u32 {
-        let full = self.rcv_nxt.wrapping_add(self.receive_room);
-        if self.fin_received || is_before(self.receive_edge, self.rcv_nxt) {
-            self.rcv_nxt
-        } else if is_before(full, self.receive_edge) {
-            full
-        } else {
-            self.receive_edge
+            window: 100,
+            hop_limit: 64,
+            traffic_class: 0,
+            flow_label: 0,
         }
     }
 
-    /// Translates the packet that smoltcp has written (an IP header without options, then TCP), notes what it says, and
-    /// fills in the checksums.
-    pub(crate) fn sent(&mut self, packet: &mut [u8]) {
-        let (ip, source, destination) = wire::split_own_packet(packet);
-        let tcp = &mut packet[ip..];
-        let flags = Flags::from_bits(tcp[13]);
-        let seq = wire::read_u32(tcp, 4);
-        let window = wire::read_u16(tcp, 14);
-        let payload = tcp.len() - usize::from(tcp[12] >> 4) * 4;
-        let length = payload as u32 + u32::from(flags.syn()) + u32::from(flags.fin());
-        let iss = self.iss;
-        let offset = *self.offset.get_or_insert_with(|| iss.wrapping_sub(seq));
-        let mut seq = seq.wrapping_add(offset);
-        let end = seq.wrapping_add(length);
-        if length == 0 && !flags.rst() {
-            seq = self.snd_nxt;
-        } else if is_before(self.snd_nxt, end) {
-            self.snd_nxt = end;
-        }
-        if flags.syn() {
-            self.syn_window = window;
-        }
-        // smoltcp does not remember the window that it offers in a window probe.
-        let probe = payload == 1 && is_before(self.snd_una.wrapping_add(self.send_window() as u32), end);
-        if flags.ack() && !probe {
-            let shift = if flags.syn() { 0 } else { self.receive_shift };
-            self.receive_edge = wire::read_u32(tcp, 8).wrapping_add(u32::from(window) << shift);
-        }
-        let window = if flags.syn() { window } else { shown_window(window, self.receive_shift) };
-        tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-        tcp[14..16].copy_from_slice(&window.to_be_bytes());
-        wire::fill_tcp_checksum(tcp, source, destination);
-        if source.is_ipv4() {
-            wire::fill_ipv4_checksum(&mut packet[..ip]);
-        }
+    /// RFC 9293 table 6: the four cases of acceptability.
+    #[test]
+    fn segments_are_acceptable_as_the_table_of_rfc_9293_says() {
+        let admit = |window, seq, length| standing(1000, window).admit(&headers(Flags::ACK, seq, 600, length), false);
+        let whole = |seq, length| Admission::Enter(Trimmed { skip: 0, seq, length, fin: None, cut: false });
+        assert_eq!(admit(0, 1000, 0), whole(1000, 0), "length 0, window 0: SEG.SEQ = RCV.NXT");
+        assert_eq!(admit(0, 1001, 0), Admission::Challenge);
+        assert_eq!(admit(100, 1099, 0), whole(1000, 0), "length 0, window > 0: within the window");
+        assert_eq!(admit(100, 1101, 0), Admission::Challenge);
+        assert_eq!(admit(100, 900, 0), Admission::Challenge);
+        assert_eq!(admit(0, 1000, 5), Admission::Acknowledge, "length > 0, window 0: not acceptable");
+        assert_eq!(admit(100, 1000, 5), whole(1000, 5), "length > 0, window > 0: its begin or end within the window");
+        assert_eq!(admit(100, 1100, 5), Admission::Acknowledge);
+        assert_eq!(admit(100, 990, 10), Admission::Acknowledge);
+        assert_eq!(
+            admit(100, 990, 15),
+            Admission::Enter(Trimmed { skip: 10, seq: 1000, length: 5, fin: None, cut: true })
+        );
+        assert_eq!(
+            admit(100, 1095, 10),
+            Admission::Enter(Trimmed { skip: 0, seq: 1095, length: 5, fin: None, cut: true })
+        );
     }
-}
 
-/// A segment cut to the window.
-#[derive(Clone, Copy, Debug)]
-struct Trimmed {
-    seq: u32,
-    payload: usize,
-    fin: bool,
-    /// Something that was in the segment is not there any more.
-    cut: bool,
-}
+    #[test]
+    fn a_fin_counts_when_all_its_text_is_there() {
+        let fin = Flags::FIN.with(Flags::ACK);
+        let admit = |seq, length| standing(1000, 100).admit(&headers(fin, seq, 600, length), false);
+        let entered = |skip, seq, length, fin, cut| Admission::Enter(Trimmed { skip, seq, length, fin, cut });
+        assert_eq!(admit(1000, 0), entered(0, 1000, 0, Some(1000), false));
+        assert_eq!(admit(990, 10), entered(10, 1000, 0, Some(1000), true));
+        assert_eq!(admit(1000, 100), entered(0, 1000, 100, Some(1100), false), "at the edge it needs no room");
+        assert_eq!(admit(1000, 101), entered(0, 1000, 100, None, true), "behind cut-off text it has not come");
+        let known = Standing { fin: Some(1010), ..standing(1000, 100) };
+        assert_eq!(known.admit(&headers(fin, 1000, 600, 5), false), entered(0, 1000, 5, None, true), "another FIN");
+        assert_eq!(
+            known.admit(&headers(Flags::ACK, 1005, 600, 50), false),
+            entered(0, 1005, 5, None, true),
+            "nothing behind a FIN"
+        );
+    }
 
-/// The window field that the peer gets to see: with a shift, one unit less than what is accepted.
-fn shown_window(window: u16, shift: u8) -> u16 {
-    if shift == 0 { window } else { window.saturating_sub(1) }
-}
-
-/// `a` is before `b` in sequence space (RFC 9293 §3.4).
-pub(crate) fn is_before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
-}
-
-/// Walks the options of a TCP header. What smoltcp cannot read would make it drop the whole segment: from there on, the
-/// options are ended. Returns the shift of a window scale option.
-pub(crate) fn mend_options(options: &mut [u8]) -> Option<u8> {
-    let mut window_scale = None;
-    let mut at = 0;
-    while let Some(&kind) = options.get(at) {
-        match kind {
-            0 => break,
-            1 => at += 1,
-            _ => {
-                let length = options.get(at + 1).copied().map_or(0, usize::from);
-                let good = match kind {
-                    2 => length == 4,
-                    3 => length == 3,
-                    4 => length == 2,
-                    5 => length >= 10 && (length - 2).is_multiple_of(8),
-                    _ => length >= 2,
-                };
-                if !good || at + length > options.len() {
-                    options[at..].fill(0);
-                    break;
+    proptest! {
+        #[test]
+        fn what_stays_is_within_the_window(
+            nxt in any::<u32>(), window in 0u32..70_000, offset in -70_000i64..70_000, length in 0usize..1500,
+            fin in any::<bool>(), known_fin in prop::option::of(0u32..2000),
+        ) {
+            let standing = Standing { fin: known_fin.map(|fin| nxt.wrapping_add(fin)), ..standing(nxt, window) };
+            let seq = nxt.wrapping_add(offset as u32);
+            let flags = if fin { Flags::FIN.with(Flags::ACK) } else { Flags::ACK };
+            if let Admission::Enter(trimmed) = standing.admit(&headers(flags, seq, 600, length), false) {
+                let end = trimmed.seq.wrapping_add(trimmed.length as u32);
+                prop_assert!(!is_before(trimmed.seq, nxt) && !is_before(standing.edge, end));
+                prop_assert!(trimmed.skip + trimmed.length <= length);
+                if let Some(known) = standing.fin {
+                    prop_assert!(!is_before(known, end) && trimmed.fin.is_none_or(|fin| fin == known));
                 }
-                if kind == 3 {
-                    window_scale = Some(options[at + 2]);
-                }
-                at += length;
             }
         }
     }
-    window_scale
 }

@@ -1,48 +1,55 @@
-//! What the connections of one worker and port share, and the device that hands smoltcp one packet.
+//! What the connections of one worker and port share, and the device that hands smoltcp one packet and overhears its answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smoltcp::iface::{Config, Interface, SocketSet};
 use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::time::Instant;
-use smoltcp::wire::HardwareAddress;
+use smoltcp::wire::{HardwareAddress, TcpPacket};
 
-use crate::sequence::Sequence;
-use crate::wire::{ETHERNET_HEADER, L2Header, MAX_VLAN_TAGS, VLAN_TAG};
+use crate::wire::{IPV4_HEADER, IPV6_HEADER};
 
 /// The smallest MTU that a [`Stack`] works with, in bytes: what every IPv4 host must take (RFC 1122 §3.3.2).
 pub const MIN_MTU: usize = 576;
+/// Bytes that queues may grow beyond the size that they begin with, over all connections of a stack.
+pub const GROWTH_LIMIT: usize = 512 << 20;
+/// smoltcp sends no text: its longest packet is an IPv6 header and the longest TCP header.
+const LONGEST_ANSWER: usize = IPV6_HEADER + 60;
 
 /// Takes frames that are to be sent.
 pub trait FrameSink {
     /// A new outgoing frame of exactly `length` bytes, with whatever was in it before. It is sent when the borrow ends.
     /// None: no frame is free.
     fn frame(&mut self, length: usize) -> Option<&mut [u8]>;
-
-    /// How many frames are free, if the sink knows. With 0, [`crate::Connection::poll_transmit`] leaves a segment for later;
-    /// without that, a segment that finds no frame counts as lost on the wire and waits for its retransmission.
-    fn room(&self) -> usize {
-        usize::MAX
-    }
 }
 
 /// Counters of a [`Stack`], over all its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Segments that found no free frame and are lost as if on the wire.
-    pub lost_frames: u64,
     /// Segments outside of the window, or with an unacceptable ACK: answered, if at all, and not looked at further.
     pub unacceptable_segments: u64,
+    /// Segments with a timestamp from the past (RFC 7323 §5).
+    pub old_timestamps: u64,
     /// ACKs sent to confirm a doubtful RST, SYN or ACK (RFC 5961 §3.2, §4.2, §5.2).
     pub challenge_acks: u64,
     /// Challenge ACKs not sent because of their rate limit (RFC 5961 §7).
     pub challenge_acks_withheld: u64,
+    /// Segments sent once more.
+    pub retransmissions: u64,
+    /// Retransmission timeouts (RFC 6298 §5).
+    pub retransmission_timeouts: u64,
+    /// Probes for the loss of a tail (RFC 8985 §7).
+    pub tail_loss_probes: u64,
+    /// Reductions of a congestion window that were taken back, because nothing had been lost.
+    pub undone_recoveries: u64,
 }
 
 /// One smoltcp interface for all connections of one worker on one port. It has no addresses of its own.
 pub struct Stack {
-    pub(crate) interface: Interface,
-    /// Takes what smoltcp insists on sending when no frame is free.
-    pub(crate) scratch: Vec<u8>,
+    interface: Interface,
     pub(crate) counters: Counters,
+    pub(crate) budget: Budget,
     mtu: usize,
 }
 
@@ -53,11 +60,10 @@ impl Stack {
         let mtu = mtu.clamp(MIN_MTU, usize::from(u16::MAX));
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = seed;
-        let mut interface = Interface::new(config, &mut NoPackets { mtu }, Instant::ZERO);
+        let mut interface = Interface::new(config, &mut OnePacket::default(), Instant::ZERO);
         // With this, foreign addresses are good on both ends, and neither own addresses nor routes are needed.
         interface.set_any_ip(true);
-        let longest_l2 = ETHERNET_HEADER + MAX_VLAN_TAGS * VLAN_TAG;
-        Self { interface, scratch: vec![0; longest_l2 + mtu], counters: Counters::default(), mtu }
+        Self { interface, counters: Counters::default(), budget: Budget::new(GROWTH_LIMIT), mtu }
     }
 
     /// What has been counted so far.
@@ -70,98 +76,94 @@ impl Stack {
         self.mtu
     }
 
-    /// Hands `packet` (from the IP header on) to the one socket of `sockets`.
-    pub(crate) fn ingress<S: FrameSink>(
+    /// Hands `packet` (from the IP header on) to the one socket of `sockets`; what that answered at once.
+    pub(crate) fn ingress(
         &mut self,
         now: Instant,
         sockets: &mut SocketSet<'static>,
         packet: &[u8],
-        sequence: &mut Sequence,
-        l2: &L2Header,
-        sink: &mut S,
-    ) {
-        let (interface, mut device) = self.device(Some(packet), sequence, l2, sink);
-        interface.poll_ingress_single(now, &mut device, sockets);
+    ) -> Option<Overheard> {
+        let mut device = OnePacket { packet: Some(packet), overheard: None };
+        self.interface.poll_ingress_single(now, &mut device, sockets);
+        device.overheard
     }
 
-    /// Lets the one socket of `sockets` send at most one segment. True: it did, and there was a frame for it.
-    pub(crate) fn egress<S: FrameSink>(
-        &mut self,
-        now: Instant,
-        sockets: &mut SocketSet<'static>,
-        sequence: &mut Sequence,
-        l2: &L2Header,
-        sink: &mut S,
-    ) -> bool {
-        let (interface, mut device) = self.device(None, sequence, l2, sink);
-        interface.poll_egress(now, &mut device, sockets);
-        device.transmitter.sent
-    }
-
-    fn device<'a, S: FrameSink>(
-        &'a mut self,
-        packet: Option<&'a [u8]>,
-        sequence: &'a mut Sequence,
-        l2: &'a L2Header,
-        sink: &'a mut S,
-    ) -> (&'a mut Interface, OnePacket<'a, S>) {
-        let Self { interface, scratch, counters, mtu } = self;
-        let transmitter = Transmitter { sink, l2, sequence, scratch, counters, sent: false };
-        (interface, OnePacket { packet, transmitter, mtu: *mtu })
+    /// What the one socket of `sockets` has to say now, if anything.
+    pub(crate) fn egress(&mut self, now: Instant, sockets: &mut SocketSet<'static>) -> Option<Overheard> {
+        let mut device = OnePacket::default();
+        self.interface.poll_egress(now, &mut device, sockets);
+        device.overheard
     }
 }
 
-fn capabilities(mtu: usize) -> DeviceCapabilities {
-    let mut capabilities = DeviceCapabilities::default();
-    capabilities.medium = Medium::Ip;
-    capabilities.max_transmission_unit = mtu;
-    // Checked before a segment comes here, and filled in when the numbers have been translated.
-    capabilities.checksum.ipv4 = Checksum::None;
-    capabilities.checksum.tcp = Checksum::None;
-    capabilities
+/// What smoltcp has written into a segment that it believes to be sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overheard {
+    /// Its sequence number: in a number space of smoltcp's own.
+    pub(crate) seq: u32,
+    pub(crate) ack: u32,
+    /// Not scaled.
+    pub(crate) window: u16,
 }
 
-/// Lends smoltcp one received packet, or none, for one call.
-struct OnePacket<'a, S> {
+/// Bytes that queues may still grow by. Shared by a stack and its connections, so that one that ends gives back its part.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget(Arc<AtomicUsize>);
+
+impl Budget {
+    fn new(bytes: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(bytes)))
+    }
+
+    /// Takes `bytes`, or nothing if there are not as many left.
+    pub(crate) fn take(&self, bytes: usize) -> bool {
+        let take = |left: usize| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
+    pub(crate) fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Lends smoltcp one received packet, or none, for one call, and overhears what it sends.
+#[derive(Default)]
+struct OnePacket<'a> {
     packet: Option<&'a [u8]>,
-    transmitter: Transmitter<'a, S>,
-    mtu: usize,
-}
-
-/// Where smoltcp's segments become frames. The frame is taken when the segment is there, not before.
-struct Transmitter<'a, S> {
-    sink: &'a mut S,
-    l2: &'a L2Header,
-    sequence: &'a mut Sequence,
-    scratch: &'a mut [u8],
-    counters: &'a mut Counters,
-    sent: bool,
+    overheard: Option<Overheard>,
 }
 
 struct Packet<'a>(&'a [u8]);
 
-struct Token<'b, 'a, S>(&'b mut Transmitter<'a, S>);
+struct Listener<'b>(&'b mut Option<Overheard>);
 
-impl<'a, S: FrameSink> Device for OnePacket<'a, S> {
+impl<'a> Device for OnePacket<'a> {
     type RxToken<'b>
-        = Packet<'b>
+        = Packet<'a>
     where
         Self: 'b;
     type TxToken<'b>
-        = Token<'b, 'a, S>
+        = Listener<'b>
     where
         Self: 'b;
 
-    fn receive(&mut self, _now: Instant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
-        Some((Packet(self.packet.take()?), Token(&mut self.transmitter)))
+    fn receive(&mut self, _now: Instant) -> Option<(Packet<'a>, Listener<'_>)> {
+        Some((Packet(self.packet.take()?), Listener(&mut self.overheard)))
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<Self::TxToken<'_>> {
-        (self.transmitter.sink.room() > 0).then_some(Token(&mut self.transmitter))
+    fn transmit(&mut self, _now: Instant) -> Option<Listener<'_>> {
+        Some(Listener(&mut self.overheard))
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
-        capabilities(self.mtu)
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        // Only smoltcp's own segments would be bound by this, and it has none with text.
+        capabilities.max_transmission_unit = MIN_MTU;
+        // Checked before a segment comes here, and never on the wire after it.
+        capabilities.checksum.ipv4 = Checksum::None;
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities
     }
 }
 
@@ -171,61 +173,15 @@ impl RxToken for Packet<'_> {
     }
 }
 
-impl<S: FrameSink> TxToken for Token<'_, '_, S> {
+impl TxToken for Listener<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let Transmitter { sink, l2, sequence, scratch, counters, sent } = self.0;
-        let total = l2.len() + length;
-        let frame = match sink.frame(total) {
-            Some(frame) => {
-                *sent = true;
-                frame
-            }
-            None => {
-                counters.lost_frames += 1;
-                &mut scratch[..total]
-            }
-        };
-        let (header, packet) = frame.split_at_mut(l2.len());
-        header.copy_from_slice(l2.as_bytes());
+        let mut packet = [0; LONGEST_ANSWER];
+        let packet = &mut packet[..length];
         let result = f(packet);
-        sequence.sent(packet);
+        let ip = if packet[0] >> 4 == 4 { IPV4_HEADER } else { IPV6_HEADER };
+        let tcp = TcpPacket::new_unchecked(&packet[ip..]);
+        let (seq, ack) = (tcp.seq_number().0 as u32, tcp.ack_number().0 as u32);
+        *self.0 = Some(Overheard { seq, ack, window: tcp.window_len() });
         result
-    }
-}
-
-/// Gives smoltcp its capabilities while an interface is made.
-struct NoPackets {
-    mtu: usize,
-}
-
-/// There are no packets: these tokens never exist.
-enum Never {}
-
-impl Device for NoPackets {
-    type RxToken<'b> = Never;
-    type TxToken<'b> = Never;
-
-    fn receive(&mut self, _now: Instant) -> Option<(Never, Never)> {
-        None
-    }
-
-    fn transmit(&mut self, _now: Instant) -> Option<Never> {
-        None
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        capabilities(self.mtu)
-    }
-}
-
-impl RxToken for Never {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, _f: F) -> R {
-        match self {}
-    }
-}
-
-impl TxToken for Never {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _length: usize, _f: F) -> R {
-        match self {}
     }
 }

@@ -1,17 +1,14 @@
-//! Segments without text, from numbers to bytes: for resets and bare acknowledgements outside of a connection.
+//! Segments from numbers to bytes.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::checksum::{fill_ipv4_checksum, fill_tcp_checksum};
-use super::{Flags, Headers, IPV4_HEADER, IPV6_HEADER, L2Header, PROTOCOL_TCP, TCP_HEADER};
+use super::{Envelope, Flags, Headers, IPV4_HEADER, IPV6_HEADER, PROTOCOL_TCP, TCP_HEADER};
 use crate::FrameSink;
 
-/// Time to live, or hop limit, of what we send (RFC 1700).
-const HOP_LIMIT: u8 = 64;
-
-/// A segment without options and text. Source and destination are of one address family.
+/// A segment to be sent. Source and destination are of one address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
+pub struct Segment<'a> {
     /// Address and port of the sender.
     pub source: SocketAddr,
     /// Address and port of the receiver.
@@ -22,28 +19,20 @@ pub struct Segment {
     pub ack: u32,
     /// The control bits.
     pub flags: Flags,
-    /// The window field, not scaled.
+    /// The window field, scaled.
     pub window: u16,
+    /// The options: whole words, at most 40 bytes.
+    pub options: &'a [u8],
+    /// The text, in two pieces.
+    pub payload: [&'a [u8]; 2],
 }
 
 /// Sends the reset that answers `segment` (RFC 9293 §3.5.2). False: a reset must not be answered, or no frame was free.
-pub fn build_rst(sink: &mut impl FrameSink, segment: &Headers) -> bool {
+pub fn build_rst(sink: &mut impl FrameSink, envelope: &Envelope, segment: &Headers) -> bool {
     let Some((seq, ack, flags)) = reset_for(segment) else { return false };
-    let reset = Segment { source: segment.destination, destination: segment.source, seq, ack, flags, window: 0 };
-    build_segment(sink, &segment.l2.reversed(), &reset)
-}
-
-/// Sends an acknowledgement without text and with a window of 0, as TIME-WAIT answers a FIN that comes again. False: no
-/// frame was free.
-pub fn build_ack(
-    sink: &mut impl FrameSink,
-    l2: &L2Header,
-    source: SocketAddr,
-    destination: SocketAddr,
-    seq: u32,
-    ack: u32,
-) -> bool {
-    build_segment(sink, l2, &Segment { source, destination, seq, ack, flags: Flags::ACK, window: 0 })
+    let (source, destination) = (segment.destination, segment.source);
+    let reset = Segment { source, destination, seq, ack, flags, window: 0, options: &[], payload: [&[]; 2] };
+    build_segment(sink, envelope, &reset)
 }
 
 /// The sequence number, acknowledgement number and control bits of the reset that answers a segment to no connection
@@ -59,54 +48,65 @@ pub fn reset_for(segment: &Headers) -> Option<(u32, u32, Flags)> {
 }
 
 /// Sends a segment. False: no frame was free.
-pub fn build_segment(sink: &mut impl FrameSink, l2: &L2Header, segment: &Segment) -> bool {
-    let Some(frame) = sink.frame(segment_frame_length(l2, segment)) else { return false };
+pub fn build_segment(sink: &mut impl FrameSink, envelope: &Envelope, segment: &Segment<'_>) -> bool {
+    debug_assert!(segment.options.len().is_multiple_of(4) && segment.options.len() <= 40);
+    let header_length = TCP_HEADER + segment.options.len();
+    let tcp_length = header_length + segment.payload[0].len() + segment.payload[1].len();
+    let l2 = &envelope.l2;
     let (source, destination) = (segment.source.ip(), segment.destination.ip());
+    let Some(frame) = sink.frame(l2.len() + ip_header_length(source) + tcp_length) else { return false };
     frame[..l2.len()].copy_from_slice(l2.as_bytes());
     let packet = &mut frame[l2.len()..];
-    let ip_length = write_ip_header(packet, source, destination, TCP_HEADER);
+    let ip_length = write_ip_header(packet, envelope, source, destination, tcp_length);
     if source.is_ipv4() {
         fill_ipv4_checksum(&mut packet[..ip_length]);
     }
     let tcp = &mut packet[ip_length..];
-    tcp.fill(0);
     tcp[0..2].copy_from_slice(&segment.source.port().to_be_bytes());
     tcp[2..4].copy_from_slice(&segment.destination.port().to_be_bytes());
     tcp[4..8].copy_from_slice(&segment.seq.to_be_bytes());
     tcp[8..12].copy_from_slice(&segment.ack.to_be_bytes());
-    tcp[12] = ((TCP_HEADER / 4) << 4) as u8;
+    tcp[12] = ((header_length / 4) << 4) as u8;
     tcp[13] = segment.flags.bits();
     tcp[14..16].copy_from_slice(&segment.window.to_be_bytes());
+    tcp[16..20].fill(0); // Checksum and urgent pointer.
+    tcp[TCP_HEADER..header_length].copy_from_slice(segment.options);
+    let (first, second) = tcp[header_length..].split_at_mut(segment.payload[0].len());
+    first.copy_from_slice(segment.payload[0]);
+    second.copy_from_slice(segment.payload[1]);
     fill_tcp_checksum(tcp, source, destination);
     true
 }
 
-/// Length in bytes of the frame that carries `segment`, without padding.
-pub fn segment_frame_length(l2: &L2Header, segment: &Segment) -> usize {
-    l2.len() + ip_header_length(segment.source.ip()) + TCP_HEADER
-}
-
 /// Writes an IP header without options for `payload_length` bytes of TCP to the start of `packet`; the checksum of IPv4 is
 /// left 0. Returns the header's length.
-pub(crate) fn write_ip_header(packet: &mut [u8], source: IpAddr, destination: IpAddr, payload_length: usize) -> usize {
+pub(crate) fn write_ip_header(
+    packet: &mut [u8],
+    envelope: &Envelope,
+    source: IpAddr,
+    destination: IpAddr,
+    payload_length: usize,
+) -> usize {
     let length = ip_header_length(source);
     let header = &mut packet[..length];
     header.fill(0);
     match (source, destination) {
         (IpAddr::V4(source), IpAddr::V4(destination)) => {
             header[0] = 0x45;
+            header[1] = envelope.traffic_class;
             header[2..4].copy_from_slice(&((IPV4_HEADER + payload_length) as u16).to_be_bytes());
             header[6] = 0x40; // Don't fragment.
-            header[8] = HOP_LIMIT;
+            header[8] = envelope.hop_limit;
             header[9] = PROTOCOL_TCP;
             header[12..16].copy_from_slice(&source.octets());
             header[16..20].copy_from_slice(&destination.octets());
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
-            header[0] = 0x60;
+            let first = 6 << 28 | u32::from(envelope.traffic_class) << 20 | envelope.flow_label;
+            header[0..4].copy_from_slice(&first.to_be_bytes());
             header[4..6].copy_from_slice(&(payload_length as u16).to_be_bytes());
             header[6] = PROTOCOL_TCP;
-            header[7] = HOP_LIMIT;
+            header[7] = envelope.hop_limit;
             header[8..24].copy_from_slice(&source.octets());
             header[24..40].copy_from_slice(&destination.octets());
         }

@@ -5,18 +5,21 @@
 
 mod build;
 mod checksum;
+mod options;
 mod parse;
 
 use std::fmt;
 use std::net::SocketAddr;
 
 pub(crate) use build::write_ip_header;
-pub use build::{Segment, build_ack, build_rst, build_segment, reset_for, segment_frame_length};
+pub use build::{Segment, build_rst, build_segment, reset_for};
 pub use checksum::{Checksum, complete_partial_checksum, verify_tcp_checksum};
 pub(crate) use checksum::{fill_ipv4_checksum, fill_tcp_checksum};
+pub(crate) use options::{KIND_MSS, Walk};
+pub use options::{MAX_SACK_BLOCKS, OptionWriter, SackBlock, SegmentOptions, SynOptions, Timestamps};
 pub use parse::{ParseError, Parsed, parse};
 use parse::{Transport, locate_transport};
-pub(crate) use parse::{read_u16, read_u32, split_own_packet};
+pub(crate) use parse::{read_u16, read_u32};
 
 /// Ethernet header without tags: two addresses and the EtherType.
 pub const ETHERNET_HEADER: usize = 14;
@@ -31,6 +34,8 @@ pub const IPV6_HEADER: usize = 40;
 /// TCP header without options.
 pub const TCP_HEADER: usize = 20;
 
+/// The two bits of ECN in a traffic class (RFC 3168 §5).
+pub(crate) const ECN_BITS: u8 = 0b11;
 const MAX_L2_HEADER: usize = ETHERNET_HEADER + MAX_VLAN_TAGS * VLAN_TAG;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -90,6 +95,28 @@ impl Default for L2Header {
 impl fmt::Debug for L2Header {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "L2Header({:02x?})", self.as_bytes())
+    }
+}
+
+/// What a segment is wrapped in: the headers below TCP, as far as they are not addresses. A side's segments carry those that
+/// the host across has sent last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// The Ethernet header, tags included.
+    pub l2: L2Header,
+    /// Time to live (IPv4) or hop limit (IPv6).
+    pub hop_limit: u8,
+    /// DSCP in the upper six bits; the two bits of ECN are 0.
+    pub traffic_class: u8,
+    /// The flow label of IPv6; 0 for IPv4.
+    pub flow_label: u32,
+}
+
+impl Envelope {
+    /// The same on the way back.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self { l2: self.l2.reversed(), ..*self }
     }
 }
 
@@ -225,9 +252,26 @@ pub struct Headers {
     pub flags: Flags,
     /// The window field, not scaled.
     pub window: u16,
+    /// Time to live (IPv4) or hop limit (IPv6).
+    pub hop_limit: u8,
+    /// DSCP and ECN (RFC 2474, RFC 3168).
+    pub traffic_class: u8,
+    /// The flow label of IPv6; 0 for IPv4.
+    pub flow_label: u32,
 }
 
 impl Headers {
+    /// What the segment is wrapped in. Congestion marks are not part of it: we do not take part in ECN.
+    pub fn envelope(&self) -> Envelope {
+        let Self { l2, hop_limit, traffic_class, flow_label, .. } = *self;
+        Envelope { l2, hop_limit, traffic_class: traffic_class & !ECN_BITS, flow_label }
+    }
+
+    /// The bytes of the TCP options. `frame`: the one that the headers were parsed from.
+    pub fn options<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        &frame[self.tcp_offset + TCP_HEADER..self.payload_offset]
+    }
+
     /// Bytes of text in the segment.
     pub fn payload_len(&self) -> usize {
         self.end - self.payload_offset

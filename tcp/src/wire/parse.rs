@@ -87,6 +87,9 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
         ack: read_u32(tcp, 8),
         flags: Flags::from_bits(tcp[13]),
         window: read_u16(tcp, 14),
+        hop_limit: transport.hop_limit,
+        traffic_class: transport.traffic_class,
+        flow_label: transport.flow_label,
     }))
 }
 
@@ -99,6 +102,9 @@ pub(super) struct Transport {
     pub(super) end: usize,
     pub(super) source: IpAddr,
     pub(super) destination: IpAddr,
+    hop_limit: u8,
+    traffic_class: u8,
+    flow_label: u32,
     /// Whether the IPv4 header's checksum is right; None: IPv6.
     checked_ipv4: Option<bool>,
 }
@@ -161,6 +167,9 @@ fn locate_in_ipv4(packet: &[u8]) -> Result<Option<Transport>, ParseError> {
         end,
         source: Ipv4Addr::from(read_u32(packet, 12)).into(),
         destination: Ipv4Addr::from(read_u32(packet, 16)).into(),
+        hop_limit: packet[8],
+        traffic_class: packet[1],
+        flow_label: 0,
         checked_ipv4: Some(ipv4_checksum_is_valid(&packet[..header_length])),
     }))
 }
@@ -206,18 +215,11 @@ fn locate_in_ipv6(packet: &[u8]) -> Result<Option<Transport>, ParseError> {
         end,
         source: ipv6_address(&packet[8..24]).into(),
         destination: ipv6_address(&packet[24..40]).into(),
+        hop_limit: packet[7],
+        traffic_class: (read_u16(packet, 0) >> 4) as u8,
+        flow_label: read_u32(packet, 0) & 0x000f_ffff,
         checked_ipv4: None,
     }))
-}
-
-/// The length of the IP header and the addresses of a packet that was built here, without options.
-pub(crate) fn split_own_packet(packet: &[u8]) -> (usize, IpAddr, IpAddr) {
-    if packet[0] >> 4 == 4 {
-        let address = |at| Ipv4Addr::from(read_u32(packet, at)).into();
-        (IPV4_HEADER, address(12), address(16))
-    } else {
-        (IPV6_HEADER, ipv6_address(&packet[8..24]).into(), ipv6_address(&packet[24..40]).into())
-    }
 }
 
 fn ipv6_address(bytes: &[u8]) -> Ipv6Addr {
