@@ -333,6 +333,7 @@ impl Worker {
         let flow = Flow::new(now, tap, headers);
         let id = self.flows.insert(*key, flow).map_err(|_| DropReason::TableFull)?;
         self.counters.taps[tap].flows_opened += 1;
+        self.touch(id);
         self.handle_known(now, from, id, headers, frame, out)
     }
 
