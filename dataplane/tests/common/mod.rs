@@ -19,6 +19,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod capture;
+mod chatter;
 mod host;
 mod lab;
 mod process;
@@ -26,11 +27,12 @@ mod random;
 mod servers;
 
 pub use capture::{CAPTURE_LIMIT, Capture, Captures, Segment, flag, option};
+pub use chatter::{Report, chatter};
 pub use host::{Host, connect_from, listen_in};
 pub use lab::{CLIENT_V4, CLIENT_V6, Lab, LabOptions, SERVER_V4, SERVER_V6, SERVERS, WIRE_CLIENT, WIRE_SERVER};
-pub use process::{Process, Socktap, wait_until};
+pub use process::{Process, Socktap, now, wait_until};
 pub use random::Random;
-pub use servers::{Iperf, Nginx, Redis};
+pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd};
 
 use std::time::Duration;
 
