@@ -122,6 +122,10 @@ impl Middle for Workers {
         Ok(())
     }
 
+    fn terminates(&self) -> bool {
+        true
+    }
+
     fn poll_at(&self) -> Option<Instant> {
         self.workers.iter().filter_map(Worker::poll_at).min()
     }

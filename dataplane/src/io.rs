@@ -48,6 +48,8 @@ pub fn now() -> Instant {
 pub struct Published {
     /// The worker's counters.
     pub counters: Counters,
+    /// What the TCP of each port has counted.
+    pub tcp: [tcp::Counters; 2],
     /// Its flows, those in TIME-WAIT included.
     pub flows: usize,
     /// Events that were not written because too many happened at once.
@@ -326,6 +328,7 @@ impl IoLoop {
         self.unpublished = false;
         let mut published = self.published.lock().expect("no thread panics while it holds this lock");
         published.counters.clone_from(self.worker.counters());
+        published.tcp = self.worker.tcp_counters();
         published.flows = self.worker.flow_count();
         published.events_lost = self.worker.events_lost();
     }

@@ -31,16 +31,19 @@ impl Snapshot {
         let mut samples = Samples(Vec::new());
         self.steering_samples(&mut samples);
         let mut total = Counters::new(self.taps.len());
+        let mut tcp = [tcp::Counters::default(); 2];
         let (mut flows, mut events_lost) = (0, self.events.as_ref().map_or(0, EventSink::lost));
         for worker in &self.published {
             let worker = worker.lock().expect("no thread panics while it holds this lock");
             add(&mut total, &worker.counters);
+            tcp.iter_mut().zip(&worker.tcp).for_each(|(total, worker)| add_tcp(total, worker));
             flows += worker.flows as u64;
             events_lost += worker.events_lost;
         }
         samples.gauge("socktap_flows", "Flows in the table, those in TIME-WAIT included.", vec![], flows);
         samples.counter("socktap_events_lost", "Events that were not written.", vec![], events_lost);
         worker_samples(&mut samples, &total);
+        tcp_samples(&mut samples, &total, &tcp);
         for (tap, counters) in self.taps.iter().zip(&total.taps) {
             tap_samples(&mut samples, tap, counters);
         }
@@ -94,6 +97,36 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     }
 }
 
+fn tcp_samples(samples: &mut Samples, total: &Counters, tcp: &[tcp::Counters; 2]) {
+    let changes = [
+        ("option_removed", total.handshakes.options_removed),
+        ("ecn_removed", total.handshakes.ecn_removed),
+        ("mss_lowered", total.handshakes.mss_lowered),
+        ("byte_of_text_removed", total.handshakes.text_removed),
+    ];
+    for (change, value) in changes {
+        let help = "What was changed in handshakes that pass through.";
+        samples.counter("socktap_handshake_changes", help, vec![("change", change.into())], value);
+    }
+    for side in Side::BOTH {
+        let counters = &tcp[side as usize];
+        let events = [
+            ("unacceptable_segment", counters.unacceptable_segments),
+            ("old_timestamp", counters.old_timestamps),
+            ("challenge_ack", counters.challenge_acks),
+            ("challenge_ack_withheld", counters.challenge_acks_withheld),
+            ("retransmission", counters.retransmissions),
+            ("retransmission_timeout", counters.retransmission_timeouts),
+            ("tail_loss_probe", counters.tail_loss_probes),
+            ("undone_recovery", counters.undone_recoveries),
+        ];
+        for (event, value) in events {
+            let labels = vec![("port", side.as_str().into()), ("event", event.into())];
+            samples.counter("socktap_tcp_events", "What happened in terminated connections.", labels, value);
+        }
+    }
+}
+
 fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::TapCounters) {
     let name = || ("tap", tap.to_string());
     let flows = [
@@ -137,6 +170,10 @@ fn add(total: &mut Counters, worker: &Counters) {
     each(&mut total.frames_forwarded, &worker.frames_forwarded);
     each(&mut total.dropped, &worker.dropped);
     total.frames_handed_over += worker.frames_handed_over;
+    total.handshakes.options_removed += worker.handshakes.options_removed;
+    total.handshakes.ecn_removed += worker.handshakes.ecn_removed;
+    total.handshakes.mss_lowered += worker.handshakes.mss_lowered;
+    total.handshakes.text_removed += worker.handshakes.text_removed;
     for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
         total.flows_opened += worker.flows_opened;
         total.flows_established += worker.flows_established;
@@ -153,4 +190,15 @@ fn add(total: &mut Counters, worker: &Counters) {
             total.discarded_bytes += worker.discarded_bytes;
         }
     }
+}
+
+fn add_tcp(total: &mut tcp::Counters, worker: &tcp::Counters) {
+    total.unacceptable_segments += worker.unacceptable_segments;
+    total.old_timestamps += worker.old_timestamps;
+    total.challenge_acks += worker.challenge_acks;
+    total.challenge_acks_withheld += worker.challenge_acks_withheld;
+    total.retransmissions += worker.retransmissions;
+    total.retransmission_timeouts += worker.retransmission_timeouts;
+    total.tail_loss_probes += worker.tail_loss_probes;
+    total.undone_recoveries += worker.undone_recoveries;
 }
