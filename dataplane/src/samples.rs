@@ -108,6 +108,8 @@ fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::Tap
     for (what, value) in flows {
         samples.counter("socktap_flow_events", "What happened to flows.", vec![name(), ("event", what.into())], value);
     }
+    let help = "Segments of connections that were open before, which went across unjudged.";
+    samples.counter("socktap_midstream_passed", help, vec![name()], counters.midstream_passed);
     for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
         let labels = || vec![name(), ("direction", kind.to_string())];
         for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
@@ -145,6 +147,7 @@ fn add(total: &mut Counters, worker: &Counters) {
         total.flows_disconnected += worker.flows_disconnected;
         total.flows_timed_out += worker.flows_timed_out;
         total.flows_closed += worker.flows_closed;
+        total.midstream_passed += worker.midstream_passed;
         for (total, worker) in total.directions.iter_mut().zip(&worker.directions) {
             each(&mut total.messages, &worker.messages);
             each(&mut total.bytes, &worker.bytes);

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use config::OnParseError;
+use config::{Midstream, OnParseError};
 use tap_engine::{Filter, MessageBuffer};
 use tcp::time::{Duration, Instant};
 use tcp::wire::{self, Headers};
@@ -52,6 +52,8 @@ pub struct TapState {
     pub on_parse_error: OnParseError,
     /// How long a message may stay incomplete.
     pub message_timeout: Option<Duration>,
+    /// The policy for segments of connections that we did not see open.
+    pub midstream: Midstream,
 }
 
 impl TapState {
@@ -212,7 +214,7 @@ impl Worker {
                     return Fate::HandOver(owner);
                 }
                 match self.handle_segment(now, from, tap, &key, &headers, frame, out) {
-                    Ok(()) => Fate::Consumed,
+                    Ok(fate) => fate,
                     Err(reason) => Fate::Dropped(self.counters.drop(reason)),
                 }
             }
@@ -307,21 +309,17 @@ impl Worker {
         headers: &Headers,
         frame: &mut [u8],
         out: &mut impl Output,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Fate, DropReason> {
         let flags = headers.flags;
         let opens = from == Side::Client && flags.syn() && !flags.ack() && !flags.rst() && !flags.fin();
         if let Some(id) = self.flows.find(key) {
             if !(opens && self.gives_way(id, headers.seq)) {
-                return self.handle_known(now, from, id, headers, frame, out);
+                return self.handle_known(now, from, id, headers, frame, out).map(|()| Fate::Consumed);
             }
             self.remove(id);
         }
         if !opens {
-            // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
-            if !headers.flags.rst() {
-                wire::build_rst(&mut ToSide { out, to: from }, &headers.envelope().reversed(), headers);
-            }
-            return Err(DropReason::Midstream);
+            return self.handle_midstream(from, tap, headers, frame, out);
         }
         if !tcp::is_possible(key.client, key.server) {
             return Err(DropReason::Unaddressable);
@@ -333,7 +331,36 @@ impl Worker {
         let flow = Flow::new(now, tap, headers);
         let id = self.flows.insert(*key, flow).map_err(|_| DropReason::TableFull)?;
         self.counters.taps[tap].flows_opened += 1;
-        self.handle_known(now, from, id, headers, frame, out)
+        self.handle_known(now, from, id, headers, frame, out).map(|()| Fate::Consumed)
+    }
+
+    /// A segment that belongs to no flow and opens none: its connection was there before we were.
+    fn handle_midstream(
+        &mut self,
+        from: Side,
+        tap: usize,
+        headers: &Headers,
+        frame: &mut [u8],
+        out: &mut impl Output,
+    ) -> Result<Fate, DropReason> {
+        // A SYN without ACK (with FIN, or from the server) may still open a connection, and that would never be judged.
+        let opens = headers.flags.syn() && !headers.flags.ack();
+        match self.taps[tap].state.midstream {
+            Midstream::Pass if !opens => {
+                if self.accept_partial[from as usize] {
+                    wire::complete_partial_checksum(frame);
+                }
+                self.counters.taps[tap].midstream_passed += 1;
+                self.counters.frames_forwarded[from as usize] += 1;
+                return Ok(Fate::Forward);
+            }
+            // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
+            Midstream::Reset | Midstream::Pass if !headers.flags.rst() => {
+                wire::build_rst(&mut ToSide { out, to: from }, &headers.envelope().reversed(), headers);
+            }
+            _ => {}
+        }
+        Err(DropReason::Midstream)
     }
 
     /// A segment of a flow that is in the table.
