@@ -159,6 +159,8 @@ pub struct Counters {
     pub frames_handed_over: u64,
     /// What had to be changed in handshakes.
     pub handshakes: HandshakeCounters,
+    /// ICMP errors about segments of flows that a tap takes. They went across too.
+    pub icmp_errors_seen: u64,
     /// Frames dropped, by reason.
     pub dropped: [u64; DropReason::ALL.len()],
     /// By tap.

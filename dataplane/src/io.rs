@@ -57,7 +57,7 @@ pub struct Published {
 
 /// How one worker is woken and given frames by the others.
 pub struct Mailbox {
-    /// Frames for this worker's flows, by the worker that they come from.
+    /// Frames for this worker's flows, and ICMP errors about them, by the worker that they come from.
     inboxes: Vec<ArrayQueue<(Side, Frame)>>,
     /// This worker's own frames on their way back, by the worker that used them.
     returns: Vec<ArrayQueue<Frame>>,

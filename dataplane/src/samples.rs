@@ -88,6 +88,8 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     }
     let help = "Frames that changed hands to the worker that owns their flow.";
     samples.counter("socktap_frames_handed_over", help, vec![], total.frames_handed_over);
+    let help = "ICMP errors about segments of flows that a tap takes; they went across.";
+    samples.counter("socktap_icmp_errors_seen", help, vec![], total.icmp_errors_seen);
     for reason in DropReason::ALL {
         let labels = vec![("reason", reason.as_str().into())];
         samples.counter("socktap_frames_dropped", "Frames dropped.", labels, total.dropped[reason as usize]);
@@ -139,6 +141,7 @@ fn add(total: &mut Counters, worker: &Counters) {
     each(&mut total.frames_forwarded, &worker.frames_forwarded);
     each(&mut total.dropped, &worker.dropped);
     total.frames_handed_over += worker.frames_handed_over;
+    total.icmp_errors_seen += worker.icmp_errors_seen;
     for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
         total.flows_opened += worker.flows_opened;
         total.flows_established += worker.flows_established;

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use config::{Midstream, OnParseError};
 use tap_engine::{Filter, MessageBuffer};
 use tcp::time::{Duration, Instant};
-use tcp::wire::{self, Headers};
+use tcp::wire::{self, Headers, IcmpError};
 use tcp::{FrameSink, Options, Stack};
 
 use crate::counters::{Counters, DropReason};
@@ -209,17 +209,36 @@ impl Worker {
             Ok(Steered::Tap { tap, key, headers }) => {
                 let owner = self.owner(&key);
                 if owner != self.index {
-                    self.counters.frames_received[from as usize] -= 1;
-                    self.counters.frames_handed_over += 1;
-                    return Fate::HandOver(owner);
+                    return self.hand_over(from, owner);
                 }
                 match self.handle_segment(now, from, tap, &key, &headers, frame, out) {
                     Ok(fate) => fate,
                     Err(reason) => Fate::Dropped(self.counters.drop(reason)),
                 }
             }
+            Ok(Steered::Icmp { key, error, .. }) => {
+                let owner = self.owner(&key);
+                if owner != self.index {
+                    return self.hand_over(from, owner);
+                }
+                self.handle_icmp(now, from, &key, &error);
+                self.counters.frames_forwarded[from as usize] += 1;
+                Fate::Forward
+            }
             Err(reason) => Fate::Dropped(self.counters.drop(reason)),
         }
+    }
+
+    /// The frame that came in on the port of side `from` belongs to a flow of another worker, which counts it.
+    fn hand_over(&mut self, from: Side, owner: usize) -> Fate {
+        self.counters.frames_received[from as usize] -= 1;
+        self.counters.frames_handed_over += 1;
+        Fate::HandOver(owner)
+    }
+
+    /// An ICMP error about a segment of a flow of this worker, if there is such a flow.
+    fn handle_icmp(&mut self, _now: Instant, _from: Side, _key: &FlowKey, _error: &IcmpError) {
+        self.counters.icmp_errors_seen += 1;
     }
 
     /// Counts a frame that was lost after [`handle_frame`](Self::handle_frame) had decided about it.
