@@ -22,14 +22,20 @@ pub struct Mirror {
 /// What one host has said, and what the other one was told in its name.
 #[derive(Default)]
 struct Host {
-    /// Each of its SYNs, which may be of several connections: number and options.
-    syns: Vec<(u32, Vec<u8>)>,
-    /// What it has sent behind the last SYN.
-    stream: Vec<Option<u8>>,
-    fin: Option<u32>,
-    /// The last window edge and timestamp that were told in its name.
+    /// What it has said since each of its SYNs, which may be of several connections.
+    streams: Vec<Stream>,
+    /// The number of the SYN that was told last, and the last window edge and timestamp since.
+    told: Option<u32>,
     edge: Option<u32>,
     timestamp: Option<u32>,
+}
+
+/// What was said behind one SYN.
+struct Stream {
+    syn: u32,
+    options: Vec<u8>,
+    text: Vec<Option<u8>>,
+    fin: Option<u32>,
 }
 
 impl Mirror {
@@ -37,21 +43,20 @@ impl Mirror {
     pub fn said(&mut self, side: usize, frame: &[u8]) {
         let Some((segment, port)) = tapped(side, frame) else { return };
         let Some((options, payload)) = frames::options_and_payload(frame) else { return };
-        let host = self.hosts.entry((port, side)).or_default();
-        if segment.syn && host.syns.last().is_none_or(|last| last.0 != segment.seq) {
-            let syns = std::mem::take(&mut host.syns);
-            *host = Host { syns, ..Host::default() };
-            host.syns.push((segment.seq, options.to_vec()));
+        let streams = &mut self.hosts.entry((port, side)).or_default().streams;
+        if segment.syn && streams.last().is_none_or(|last| last.syn != segment.seq) {
+            streams.push(Stream { syn: segment.seq, options: options.to_vec(), text: Vec::new(), fin: None });
         }
-        let Some(begin) = host.offset(segment.seq) else { return };
-        if host.stream.len() < begin + payload.len() {
-            host.stream.resize(begin + payload.len(), None);
+        let Some(stream) = streams.last_mut() else { return };
+        let Some(begin) = stream.offset(segment.seq) else { return };
+        if stream.text.len() < begin + payload.len() {
+            stream.text.resize(begin + payload.len(), None);
         }
-        for (known, &byte) in host.stream[begin..].iter_mut().zip(payload) {
+        for (known, &byte) in stream.text[begin..].iter_mut().zip(payload) {
             known.get_or_insert(byte);
         }
         if segment.fin {
-            host.fin = Some(segment.seq.wrapping_add(segment.payload as u32));
+            stream.fin = Some(segment.seq.wrapping_add(segment.payload as u32));
         }
     }
 
@@ -65,20 +70,21 @@ impl Mirror {
         let host = self.hosts.entry((port, from)).or_default();
         let wrong = |what: &str| Err(format!("to side {to}: {what}: {segment}"));
         if segment.syn {
-            (host.edge, host.timestamp) = (None, None);
-            let same = host.syns.iter().any(|(seq, said)| *seq == segment.seq && same_options(said, options));
+            (host.told, host.edge, host.timestamp) = (Some(segment.seq), None, None);
+            let same = host.stream().is_some_and(|stream| same_options(&stream.options, options));
             return if same { Ok(()) } else { wrong("a SYN with options that the other host has not sent") };
         }
         let writer = &plan.applications[from];
         if writer.writes.starts_with(&writer.passed)
-            && let Some(begin) = host.offset(segment.seq)
+            && let Some(stream) = host.stream()
+            && let Some(begin) = stream.offset(segment.seq)
         {
-            let said = host.stream.iter().skip(begin).take(payload.len());
-            if !said.eq(payload.iter().map(|&byte| Some(byte)).collect::<Vec<_>>().iter()) {
+            let said = stream.text.iter().copied().skip(begin).take(payload.len());
+            if !said.eq(payload.iter().map(|&byte| Some(byte))) {
                 return wrong("other bytes than the other host has sent with these numbers");
             }
             let fin = segment.seq.wrapping_add(payload.len() as u32);
-            if segment.fin && writer.passed == writer.writes && host.fin != Some(fin) {
+            if segment.fin && writer.passed == writer.writes && stream.fin != Some(fin) {
                 return wrong("a FIN that the other host has not sent with this number");
             }
         }
@@ -101,7 +107,7 @@ impl Mirror {
 
     /// The shift of windows that are told in the name of the host on side `from`: what both SYNs have made it.
     fn shift(&self, port: u16, from: usize, syn: bool) -> u32 {
-        let shift = |side: usize| frames::window_scale(&self.hosts.get(&(port, side))?.syns.last()?.1);
+        let shift = |side: usize| frames::window_scale(&self.hosts.get(&(port, side))?.stream()?.options);
         match (shift(from), shift(1 - from)) {
             (Some(shift), Some(_)) if !syn => u32::from(shift),
             _ => 0,
@@ -110,9 +116,16 @@ impl Mirror {
 }
 
 impl Host {
-    /// Where in the stream a number is; none: before it, or there is no stream.
+    /// What it has said behind the SYN that was told last.
+    fn stream(&self) -> Option<&Stream> {
+        self.streams.iter().rfind(|stream| Some(stream.syn) == self.told)
+    }
+}
+
+impl Stream {
+    /// Where in the text a number is; none: before it.
     fn offset(&self, seq: u32) -> Option<usize> {
-        let begin = self.syns.last()?.0.wrapping_add(1);
+        let begin = self.syn.wrapping_add(1);
         (!is_before(seq, begin)).then(|| seq.wrapping_sub(begin) as usize)
     }
 }

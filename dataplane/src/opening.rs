@@ -115,9 +115,9 @@ impl Opening {
         let theirs = self.hosts[other];
         let host = &mut self.hosts[from as usize];
         let (Some(own), Some(syn)) = (&mut host.syn, theirs.syn) else { return };
-        // RFC 9293 §3.10.7.4, first: within the window, since the ACK itself may have got lost.
+        // Within the window (RFC 9293 §3.10.7.4, first), or a probe: the first ACK may have got lost, and this be a later one.
         let ahead = h.seq.wrapping_sub(own.seq.wrapping_add(1));
-        let acceptable = h.flags.syn() || ahead <= u32::from(syn.window);
+        let acceptable = h.flags.syn() || ahead <= u32::from(syn.window) || ahead == u32::MAX;
         if !acceptable || h.ack != syn.seq.wrapping_add(1) {
             return;
         }

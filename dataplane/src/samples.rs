@@ -91,6 +91,8 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     }
     let help = "Frames that changed hands to the worker that owns their flow.";
     samples.counter("socktap_frames_handed_over", help, vec![], total.frames_handed_over);
+    let help = "ICMP errors about segments of flows that a tap takes; they went across.";
+    samples.counter("socktap_icmp_errors_seen", help, vec![], total.icmp_errors_seen);
     for reason in DropReason::ALL {
         let labels = vec![("reason", reason.as_str().into())];
         samples.counter("socktap_frames_dropped", "Frames dropped.", labels, total.dropped[reason as usize]);
@@ -141,6 +143,8 @@ fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::Tap
     for (what, value) in flows {
         samples.counter("socktap_flow_events", "What happened to flows.", vec![name(), ("event", what.into())], value);
     }
+    let help = "Segments of connections that were open before, which went across unjudged.";
+    samples.counter("socktap_midstream_passed", help, vec![name()], counters.midstream_passed);
     for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
         let labels = || vec![name(), ("direction", kind.to_string())];
         for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
@@ -174,6 +178,7 @@ fn add(total: &mut Counters, worker: &Counters) {
     total.handshakes.ecn_removed += worker.handshakes.ecn_removed;
     total.handshakes.mss_lowered += worker.handshakes.mss_lowered;
     total.handshakes.text_removed += worker.handshakes.text_removed;
+    total.icmp_errors_seen += worker.icmp_errors_seen;
     for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
         total.flows_opened += worker.flows_opened;
         total.flows_established += worker.flows_established;
@@ -182,6 +187,7 @@ fn add(total: &mut Counters, worker: &Counters) {
         total.flows_disconnected += worker.flows_disconnected;
         total.flows_timed_out += worker.flows_timed_out;
         total.flows_closed += worker.flows_closed;
+        total.midstream_passed += worker.midstream_passed;
         for (total, worker) in total.directions.iter_mut().zip(&worker.directions) {
             each(&mut total.messages, &worker.messages);
             each(&mut total.bytes, &worker.bytes);
