@@ -161,6 +161,8 @@ pub struct Counters {
     pub handshakes: HandshakeCounters,
     /// ICMP errors about segments of flows that a tap takes. They went across too.
     pub icmp_errors_seen: u64,
+    /// Of these, those that have made a flow's segments shorter.
+    pub segments_shortened: u64,
     /// Frames dropped, by reason.
     pub dropped: [u64; DropReason::ALL.len()],
     /// By tap.

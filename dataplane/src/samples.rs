@@ -93,6 +93,8 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     samples.counter("socktap_frames_handed_over", help, vec![], total.frames_handed_over);
     let help = "ICMP errors about segments of flows that a tap takes; they went across.";
     samples.counter("socktap_icmp_errors_seen", help, vec![], total.icmp_errors_seen);
+    let help = "Flows whose segments were made shorter, since the path does not carry longer ones.";
+    samples.counter("socktap_segments_shortened", help, vec![], total.segments_shortened);
     for reason in DropReason::ALL {
         let labels = vec![("reason", reason.as_str().into())];
         samples.counter("socktap_frames_dropped", "Frames dropped.", labels, total.dropped[reason as usize]);
@@ -179,6 +181,7 @@ fn add(total: &mut Counters, worker: &Counters) {
     total.handshakes.mss_lowered += worker.handshakes.mss_lowered;
     total.handshakes.text_removed += worker.handshakes.text_removed;
     total.icmp_errors_seen += worker.icmp_errors_seen;
+    total.segments_shortened += worker.segments_shortened;
     for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
         total.flows_opened += worker.flows_opened;
         total.flows_established += worker.flows_established;

@@ -236,9 +236,18 @@ impl Worker {
         Fate::HandOver(owner)
     }
 
-    /// An ICMP error about a segment of a flow of this worker, if there is such a flow.
-    fn handle_icmp(&mut self, _now: Instant, _from: Side, _key: &FlowKey, _error: &IcmpError) {
+    /// An ICMP error about a segment of a flow of this worker, if there is such a flow. It came from the path to the host on
+    /// side `from`, and is about what that one was sent.
+    fn handle_icmp(&mut self, now: Instant, from: Side, key: &FlowKey, error: &IcmpError) {
         self.counters.icmp_errors_seen += 1;
+        let Some(mtu) = error.next_mtu else { return };
+        let Some(id) = self.flows.find(key) else { return };
+        if let Phase::Open(open) = &mut self.flows[id].phase
+            && open.handle_packet_too_big(now, from, error.seq, mtu as usize)
+        {
+            self.counters.segments_shortened += 1;
+            self.touch(id);
+        }
     }
 
     /// Counts a frame that was lost after [`handle_frame`](Self::handle_frame) had decided about it.
@@ -440,7 +449,13 @@ impl Worker {
                     let key = *self.flows.key(id);
                     self.events.push(FlowEvent { at: now, tap, key, from: None, kind: EventKind::Refused });
                 }
-                self.remove(id);
+                // The reset may not arrive: it could be made to expire behind us. As long as the flow is known, nothing of it
+                // passes unjudged.
+                if self.taps[tap].state.midstream == Midstream::Pass {
+                    self.touch(id);
+                } else {
+                    self.remove(id);
+                }
                 return self.relay(from, headers, frame, out);
             }
             Step::Establish => {
