@@ -24,6 +24,7 @@
 # - Every run says how many packets netem took and lost in the direction of the data, how many were lost elsewhere ("stray":
 #   a full queue between the namespaces), how busy the busiest core was, and socktap's share of one core. Cells in which the
 #   core or socktap were at least 80 % busy have a star: there the CPU is the limit, not TCP. Under emulation they mean little.
+#   A guest does not see what else its host does: on a busy host also cells above some 50 Mbit/s suffer, without a star.
 # - The range behind a ratio is that of the single rounds' ratios. Chance is great where few packets get lost: a stream of
 #   10 Mbit/s and 0.1 % loses one a second, and 10 losses make the goodput of one run uncertain by some 20 %.
 # - "reorder" means: netem sends 1 % of the packets at once, the others after their delay: they overtake by half a round trip.
@@ -39,7 +40,7 @@
 #   LOG          a file that gets one line of figures for every run
 #
 # The tables go to stdout, progress to stderr. All happens in four namespaces of its own, removed at the end, also when
-# interrupted; net.core.netdev_max_backlog is raised meanwhile. The whole grid takes about 50 minutes.
+# interrupted; net.core.netdev_max_backlog is raised meanwhile. The whole grid takes about an hour.
 # Ends with 1 if a run failed.
 set -euo pipefail
 script=$(realpath "$0")
