@@ -212,7 +212,7 @@ impl Connection {
             rcv_nxt: self.receiver.nxt(),
             edge: self.receiver.edge(),
             fin: self.receiver.fin(),
-            time_wait: self.is_time_wait(),
+            over: matches!(self.state(), State::TimeWait | State::Closed),
             snd_una: self.sender.una(),
             snd_nxt: self.sender.nxt(),
             largest_window: self.sender.largest_window() as u32,
