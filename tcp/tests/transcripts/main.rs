@@ -5,4 +5,10 @@
 mod common;
 mod play;
 
+mod close_wait;
+mod closing;
 mod established;
+mod fin_wait;
+mod last_ack;
+mod reset;
+mod time_wait;

@@ -13,11 +13,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 
-use tcp::Remains;
 use tcp::time::Duration;
 use tcp::wire::{Flags, OptionWriter, SegmentOptions, Timestamps};
+use tcp::{Remains, State};
 
 use crate::common::{Script, Seg, Setup};
 
@@ -160,6 +160,32 @@ impl Transcript {
         assert!(self.take(length as usize) == text(self.read, length), "not the text from {} on", self.read);
         self.read += length;
     }
+}
+
+/// A segment a line: the text of `range` in pieces of `each` bytes.
+pub fn lines(before: &str, range: Range<u32>, each: usize, behind: &str) -> String {
+    let line = |begin: u32| format!("{before} {begin}:{} {behind}\n", range.end.min(begin + each as u32));
+    range.clone().step_by(each).map(line).collect()
+}
+
+/// All states, and a transcript of a connection in each; then our next number, and the peer's.
+pub fn in_every_state(setup: &Setup) -> impl Iterator<Item = (State, Transcript, u32, u32)> {
+    [
+        (State::Established, "", 1, 1),
+        (State::FinWait1, "finish\n > F. 1 ack 1", 2, 1),
+        (State::FinWait2, "finish\n > F. 1 ack 1\n < . 1 ack 2", 2, 1),
+        (State::CloseWait, "< F. 1 ack 1\n > . 1 ack 2", 1, 2),
+        (State::Closing, "finish\n > F. 1 ack 1\n < F. 1 ack 1\n > . 2 ack 2", 2, 2),
+        (State::LastAck, "< F. 1 ack 1\n > . 1 ack 2\n finish\n > F. 1 ack 2", 2, 2),
+        (State::TimeWait, "finish\n > F. 1 ack 1\n < F. 1 ack 2\n > . 2 ack 2", 2, 2),
+    ]
+    .into_iter()
+    .map(|(state, events, ours, theirs)| {
+        let mut script = Transcript::new(setup.clone());
+        script.play(events);
+        assert_eq!(script.connection.state(), state);
+        (state, script, ours, theirs)
+    })
 }
 
 /// The text of `length` numbers from `seq` on.
