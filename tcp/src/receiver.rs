@@ -392,6 +392,12 @@ impl Receiver {
         Ack { number: self.acked, window: self.show() }
     }
 
+    /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
+    pub(crate) fn last_ack(&self) -> Ack {
+        let window = self.edge.wrapping_sub(self.acked) >> self.shift;
+        Ack { number: self.acked, window: u16::try_from(window).unwrap_or(u16::MAX) }
+    }
+
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if
     /// what the field rounds up to would not find room, it is rounded down (RFC 7323 §2.4).
     fn show(&mut self) -> u16 {

@@ -39,6 +39,13 @@ pub(crate) struct Chunk {
     what: What,
 }
 
+impl Chunk {
+    /// The peer will answer it, and drop it with all that it says.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.what == What::WindowProbe
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     New,
