@@ -5,10 +5,14 @@
 mod common;
 mod play;
 
+mod ack;
 mod close_wait;
 mod closing;
 mod established;
 mod fin_wait;
+mod keep_alive;
 mod last_ack;
 mod reset;
+mod sack;
 mod time_wait;
+mod timestamps;
