@@ -212,7 +212,7 @@ impl Connection {
             rcv_nxt: self.receiver.nxt(),
             edge: self.receiver.edge(),
             fin: self.receiver.fin(),
-            time_wait: self.is_time_wait(),
+            over: matches!(self.state(), State::TimeWait | State::Closed),
             snd_una: self.sender.una(),
             snd_nxt: self.sender.nxt(),
             largest_window: self.sender.largest_window() as u32,
@@ -299,12 +299,10 @@ impl Connection {
             return self.transmit_chunk(stack, now, &chunk, envelope, sink);
         }
         if self.receiver.wants_ack(now) {
-            return self.transmit_ack(stack, now, self.sender.nxt(), envelope, sink);
+            return self.transmit_ack(stack, now, envelope, sink);
         }
         if self.probe_is_pending {
-            // RFC 9293 §3.8.4: a number that the peer has acknowledged.
-            self.probe_is_pending = false;
-            return self.transmit_ack(stack, now, self.sender.una().wrapping_sub(1), envelope, sink);
+            return self.transmit_probe(now, envelope, sink);
         }
         self.sender.watch_window(now);
         false
@@ -329,7 +327,7 @@ impl Connection {
         envelope: &Envelope,
         sink: &mut impl FrameSink,
     ) -> bool {
-        let ack = self.receiver.acknowledge(stack, now);
+        let ack = if chunk.is_probe() { self.receiver.last_ack() } else { self.receiver.acknowledge(stack, now) };
         let mut flags = Flags::ACK;
         if chunk.fin {
             flags = flags.with(Flags::FIN);
@@ -360,13 +358,23 @@ impl Connection {
         &mut self,
         stack: &mut Stack,
         now: Instant,
-        seq: u32,
         envelope: &Envelope,
         sink: &mut impl FrameSink,
     ) -> bool {
         let ack = self.receiver.acknowledge(stack, now);
         let options = self.options(now, if self.sender.uses_sack() { self.receiver.islands() } else { &[] });
-        self.build(seq, ack.number, Flags::ACK, ack.window, &options, envelope, sink) || self.postpone(now)
+        self.build(self.snd_nxt(), ack.number, Flags::ACK, ack.window, &options, envelope, sink) || self.postpone(now)
+    }
+
+    /// RFC 9293 §3.8.4: with a number that the peer has acknowledged.
+    fn transmit_probe(&mut self, now: Instant, envelope: &Envelope, sink: &mut impl FrameSink) -> bool {
+        let (seq, ack, options) = (self.sender.una().wrapping_sub(1), self.receiver.last_ack(), self.options(now, &[]));
+        let sent = self.build(seq, ack.number, Flags::ACK, ack.window, &options, envelope, sink);
+        self.probe_is_pending = !sent;
+        if !sent {
+            self.retry_at = now + RETRY;
+        }
+        sent
     }
 
     /// No frame was free: what was to be said is still owed.

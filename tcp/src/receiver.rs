@@ -243,9 +243,9 @@ impl Receiver {
         }
         let fin_arrives = !self.fin_received && self.fin == Some(self.text_nxt());
         self.fin_received |= fin_arrives;
-        // RFC 5681 §4.2: out of order, filling a hole, or with a FIN: at once; every second full segment too.
+        // RFC 5681 §4.2: out of order, filling a hole, or with a FIN, in order or not: at once; every second full segment too.
         let unacked = self.nxt().wrapping_sub(self.acked) as usize;
-        if !was_in_order || !self.islands.is_empty() || fin_arrives || trimmed.cut {
+        if !was_in_order || !self.islands.is_empty() || fin_arrives || trimmed.fin.is_some() || trimmed.cut {
             self.owe_ack();
         } else if unacked >= 2 * self.longest.max(LEAST_SEGMENT) {
             self.owed = self.owed.max(1);
@@ -390,6 +390,12 @@ impl Receiver {
         self.ack_at = None;
         self.acked = self.nxt();
         Ack { number: self.acked, window: self.show() }
+    }
+
+    /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
+    pub(crate) fn last_ack(&self) -> Ack {
+        let window = self.edge.wrapping_sub(self.acked) >> self.shift;
+        Ack { number: self.acked, window: u16::try_from(window).unwrap_or(u16::MAX) }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if

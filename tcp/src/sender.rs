@@ -39,6 +39,13 @@ pub(crate) struct Chunk {
     what: What,
 }
 
+impl Chunk {
+    /// The peer will answer it, and drop it with all that it says.
+    pub(crate) fn is_probe(&self) -> bool {
+        self.what == What::WindowProbe
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     New,
@@ -113,6 +120,8 @@ pub(crate) struct Sender {
     congestion: Congestion,
     rtt: Rtt,
     alarm: Option<(Alarm, Instant)>,
+    /// Since when the peer owes us an ACK: the retransmission timer would run from here (RFC 6298 §5.1, §5.3).
+    owed_since: Instant,
     /// Timeouts in a row.
     backoff: u32,
     /// The alarm has fired: one segment may leave that would not otherwise.
@@ -165,6 +174,7 @@ impl Sender {
             congestion: Congestion::new(config.mss),
             rtt,
             alarm: None,
+            owed_since: now,
             backoff: 0,
             due: None,
             tail_probe: None,
@@ -334,6 +344,7 @@ impl Sender {
             self.undo = Undo::default();
         }
         if advanced || arrived.bytes > 0 || lost || window_changed {
+            self.owed_since = now;
             self.set_alarm(now);
         }
     }
@@ -484,18 +495,19 @@ impl Sender {
         if self.alarm.is_some_and(|(alarm, _)| alarm == Alarm::Reordering) {
             return;
         }
-        let timeout = now + self.rtt.timeout(self.backoff);
+        let timeout = self.rtt.timeout(self.backoff);
         // RFC 8985 §7.2: a probe only while nothing is known to be lost, and one at a time.
         let may_probe = self.sack
             && self.backoff == 0
             && self.tail_probe.is_none()
             && !self.congestion.is_repairing()
             && !self.scoreboard.has_sacked();
-        let probe = now + self.rtt.probe_timeout(self.scoreboard.len() == 1);
-        self.alarm = Some(if may_probe && probe < timeout {
-            (Alarm::TailProbe, probe)
+        self.alarm = Some(if may_probe {
+            // Each new segment puts it off, but not behind the timeout, whose place it takes.
+            let probe = now + self.rtt.probe_timeout(self.scoreboard.len() == 1);
+            (Alarm::TailProbe, probe.min(self.owed_since + timeout))
         } else {
-            (Alarm::Retransmission, timeout)
+            (Alarm::Retransmission, now + timeout)
         });
     }
 
@@ -621,6 +633,9 @@ impl Sender {
                 return;
             }
             What::New => {
+                if self.scoreboard.is_empty() {
+                    self.owed_since = now;
+                }
                 self.scoreboard.push(now, chunk.seq, numbers);
                 self.nxt = self.nxt.wrapping_add(numbers);
             }
@@ -638,7 +653,7 @@ impl Sender {
                 self.tail_probe = Some(TailProbe { end: self.nxt, again });
             }
             _ => {
-                // RFC 6298 §5.1: a running timer goes on; RFC 8985 §7.2: a probe waits for the last segment.
+                // RFC 6298 §5.1: a running timer goes on; RFC 8985 §7.2: a probe follows the last segment.
                 if self.alarm.is_none_or(|(alarm, _)| alarm != Alarm::Retransmission) {
                     self.set_alarm(now);
                 }

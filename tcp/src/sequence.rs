@@ -62,8 +62,8 @@ pub(crate) struct Standing {
     pub(crate) edge: u32,
     /// The number of the peer's FIN, if one is known.
     pub(crate) fin: Option<u32>,
-    /// Our FIN and the peer's are acknowledged, ours first.
-    pub(crate) time_wait: bool,
+    /// Our FIN and the peer's are acknowledged: there is nothing left to reset.
+    pub(crate) over: bool,
     /// SND.UNA.
     pub(crate) snd_una: u32,
     /// SND.NXT.
@@ -101,8 +101,8 @@ impl Standing {
 
     /// RFC 5961 §3.2.
     fn admit_reset(&self, h: &Headers) -> Admission {
-        if self.time_wait {
-            Admission::Discard // RFC 1337 §3(a).
+        if self.over {
+            Admission::Discard // RFC 9293 §3.10.7.1, CLOSED; RFC 1337 §3(a), TIME-WAIT.
         } else if h.seq == self.rcv_nxt {
             Admission::Reset
         } else if is_before(self.rcv_nxt, h.seq) && !is_before(self.edge, h.seq) {
@@ -151,7 +151,7 @@ mod tests {
             rcv_nxt,
             edge: rcv_nxt.wrapping_add(window),
             fin: None,
-            time_wait: false,
+            over: false,
             snd_una: 500,
             snd_nxt: 700,
             largest_window: 1000,

@@ -6,7 +6,10 @@ use std::net::SocketAddr;
 
 use common::*;
 use proptest::prelude::*;
-use tcp::wire::{self, Checksum, Flags, L2Header, ParseError, Parsed, Segment};
+use tcp::handshake::Syn;
+use tcp::wire::{
+    self, Checksum, Envelope, Flags, L2Header, OptionWriter, ParseError, Parsed, Segment, SegmentOptions, Timestamps,
+};
 
 fn frame(network: Network) -> Vec<u8> {
     let segment = seg(PSH_ACK, 0x0102_0304, 0x0506_0708).options(&[1, 1, 1, 1]).with(b"payload");
@@ -169,28 +172,132 @@ fn flags_are_printed_by_name() {
     assert_eq!(format!("{:?} {:?}", SYN_ACK, Flags::default()), "SYN|ACK -");
 }
 
+/// An address of the family, a port, and what is below TCP.
+fn ends_and_envelope() -> impl Strategy<Value = (SocketAddr, SocketAddr, Envelope)> {
+    (0..4usize, 1u16.., 1u16.., any::<u8>(), any::<u8>(), any::<u32>()).prop_map(
+        |(at, from, to, hops, class, label)| {
+            let network = NETWORKS[at];
+            let (mut source, mut destination) = (network.client(), network.server());
+            source.set_port(from);
+            destination.set_port(to);
+            let flow_label = if network.v6 { label & 0xf_ffff } else { 0 };
+            (source, destination, Envelope { l2: network.l2(), hop_limit: hops, traffic_class: class & !3, flow_label })
+        },
+    )
+}
+
+/// Timestamps and SACK blocks, as many as there is room for.
+fn written_options() -> impl Strategy<Value = OptionWriter> {
+    let stamp = prop::option::of((any::<u32>(), any::<u32>()));
+    (stamp, prop::collection::vec(any::<(u32, u32)>(), 0..6)).prop_map(|(stamp, blocks)| {
+        let mut options = OptionWriter::default();
+        stamp.into_iter().for_each(|(value, echo)| options.timestamps(Timestamps { value, echo }));
+        options.sack(blocks.into_iter());
+        options
+    })
+}
+
+/// RFC 9293 §3.5.2, group 1: what answers a segment to no connection.
+#[test]
+fn resets_answer_what_belongs_to_no_connection() {
+    let network = NETWORKS[1];
+    let mut sink = Sink::default();
+    for (segment, expected) in [
+        (seg(ACK, 5, 9), Some((RST, 9, 0))),
+        (seg(SYN, 5, 0), Some((RST_ACK, 0, 6))),
+        (seg(Flags::FIN, 5, 0).with(b"abc"), Some((RST_ACK, 0, 9))),
+        (seg(RST, 5, 0), None),
+    ] {
+        let (h, _) = Seg::from_frame(&segment.to_frame(&network.l2(), network.client(), network.server()));
+        assert_eq!(wire::build_rst(&mut sink, &h.envelope().reversed(), &h), expected.is_some());
+        let sent = sink.frames.pop_front().map(|frame| {
+            let (answer, segment) = Seg::from_frame(&frame);
+            assert_eq!((answer.source, answer.destination), (h.destination, h.source));
+            assert_eq!(answer.envelope(), h.envelope().reversed());
+            (segment.flags, segment.seq, segment.ack)
+        });
+        assert_eq!(sent, expected);
+    }
+    sink.free = 0;
+    let (h, _) = Seg::from_frame(&frame(network));
+    assert!(!wire::build_rst(&mut sink, &h.envelope(), &h), "no frame is free");
+}
+
 proptest! {
+    /// All of a segment comes back: numbers, options, text in two pieces, and everything below.
     #[test]
-    fn what_is_built_is_parsed(network in 0..4usize, ports in (1u16.., 1u16..), seq: u32, ack: u32, flags: u8, window: u16) {
-        let network = NETWORKS[network];
-        let (mut source, mut destination): (SocketAddr, SocketAddr) = (network.client(), network.server());
-        source.set_port(ports.0);
-        destination.set_port(ports.1);
-        let segment = Segment { source, destination, seq, ack, flags: Flags::from_bits(flags), window };
+    fn what_is_built_is_parsed(
+        (source, destination, envelope) in ends_and_envelope(),
+        (seq, ack, flags, window) in any::<(u32, u32, u8, u16)>(),
+        options in written_options(),
+        text in prop::collection::vec(any::<u8>(), 0..1461),
+        cut: prop::sample::Index,
+    ) {
+        let (first, second) = text.split_at(cut.index(text.len() + 1));
+        let (flags, payload) = (Flags::from_bits(flags), [first, second]);
+        let segment = Segment { source, destination, seq, ack, flags, window, options: options.as_bytes(), payload };
         let mut sink = Sink::default();
-        prop_assert!(wire::build_segment(&mut sink, &network.l2(), &segment));
+        prop_assert!(wire::build_segment(&mut sink, &envelope, &segment));
         let (h, parsed) = Seg::from_frame(&sink.frames[0]);
-        let expected = Seg { seq, ack, flags: segment.flags, window, options: vec![], payload: vec![] };
+        let expected = Seg { seq, ack, flags, window, options: options.as_bytes().to_vec(), payload: text };
         prop_assert_eq!(parsed, expected);
-        prop_assert_eq!((h.source, h.destination, h.l2), (source, destination, network.l2()));
+        prop_assert_eq!((h.source, h.destination, h.envelope()), (source, destination, envelope));
+        prop_assert_eq!(h.segment_len() as usize, h.payload_len() + usize::from(flags.syn()) + usize::from(flags.fin()));
     }
 
     #[test]
-    fn checksums_agree_with_the_naive_sum(network in 0..4usize, payload in proptest::collection::vec(any::<u8>(), 0..2000)) {
+    fn checksums_agree_with_the_naive_sum(network in 0..4usize, payload in prop::collection::vec(any::<u8>(), 0..2000)) {
         // `to_frame` sums word by word; `from_frame` checks with the crate.
         let network = NETWORKS[network];
         let segment = seg(ACK, 1, 2).with(&payload);
         let frame = segment.to_frame(&network.l2(), network.client(), network.server());
         prop_assert_eq!(Seg::from_frame(&frame).1, segment);
     }
+
+    #[test]
+    fn no_bytes_make_the_parser_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..6usize) {
+        // Most random bytes would not get far.
+        let start: &[u8] = match kind {
+            0 => &[],
+            1 => &[0x08, 0x00, 0x45],
+            2 => &[0x86, 0xdd, 0x60],
+            3 => &[0x81, 0x00, 0, 1, 0x08, 0x00, 0x46],
+            4 => &[0x88, 0xa8, 0, 1, 0x81, 0x00, 0, 2, 0x86, 0xdd, 0x60],
+            _ => &[0x08, 0x06],
+        };
+        if bytes.len() >= 12 + start.len() && !start.is_empty() {
+            bytes[12..12 + start.len()].copy_from_slice(start);
+        }
+        look_into(&mut bytes);
+    }
+
+    #[test]
+    fn no_change_of_a_good_frame_makes_the_parser_panic(
+        network in 0..4usize,
+        changes in prop::collection::vec((0usize..120, any::<u8>()), 0..6),
+        cut in 0usize..150,
+    ) {
+        let mut frame = frame(NETWORKS[network]);
+        for (at, value) in changes {
+            if let Some(byte) = frame.get_mut(at) {
+                *byte = value;
+            }
+        }
+        frame.truncate(cut);
+        look_into(&mut frame);
+    }
+}
+
+/// Whatever the bytes are: offsets are in order and within the frame, and all that works on headers works.
+fn look_into(frame: &mut [u8]) {
+    if let Ok(Parsed::Tcp(h)) = wire::parse(frame) {
+        assert!(h.ip_offset < h.tcp_offset && h.tcp_offset + 20 <= h.payload_offset);
+        assert!(h.payload_offset <= h.end && h.end <= frame.len());
+        wire::verify_tcp_checksum(frame, &h);
+        SegmentOptions::parse(h.options(frame));
+        let syn = Syn::new(frame, &h);
+        assert!(syn.options.window_scale.is_none_or(|shift| shift <= 14));
+        tcp::handshake::relay(frame, &h, 1500, &mut Sink::default());
+    }
+    wire::complete_partial_checksum(frame);
 }

@@ -1,15 +1,27 @@
-//! Two ends in memory and in virtual time, and frames built without the crate under test.
+//! Frames built without the crate under test, and a connection whose peer is a test.
 #![allow(dead_code, missing_docs, reason = "each test file uses a part of this")]
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
+use tcp::handshake::Syn;
 use tcp::time::{Duration, Instant};
-use tcp::wire::{self, Checksum, Flags, Headers, L2Header, Parsed};
-use tcp::{Connection, FrameSink, Options, Stack, State};
+use tcp::wire::{self, Checksum, Envelope, Flags, Headers, L2Header, Parsed, SynOptions, Timestamps};
+use tcp::{Connection, FrameSink, Handshake, Options, Stack};
 
 pub const MTU: usize = 1500;
-pub const OPTIONS: Options = Options { receive_buffer: 64 * 1024, send_buffer: 64 * 1024 };
+/// The buffer that a connection begins with.
+pub const BUFFER: Options = Options { receive_buffer: 64 * 1024 };
+/// More segments than any connection sends at a time.
+pub const TOO_MANY: usize = 10_000;
+
+pub const SYN: Flags = Flags::SYN;
+pub const ACK: Flags = Flags::ACK;
+pub const RST: Flags = Flags::RST;
+pub const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
+pub const FIN_ACK: Flags = Flags::FIN.with(Flags::ACK);
+pub const PSH_ACK: Flags = Flags::PSH.with(Flags::ACK);
+pub const RST_ACK: Flags = Flags::RST.with(Flags::ACK);
 
 /// What a connection runs over.
 #[derive(Clone, Copy, Debug)]
@@ -44,35 +56,37 @@ impl Network {
         bytes.extend(if self.v6 { [0x86, 0xdd] } else { [0x08, 0x00] });
         L2Header::from_bytes(&bytes).unwrap()
     }
+
+    /// What our end's segments, which go to the client, are wrapped in.
+    pub fn envelope(self) -> Envelope {
+        let flow_label = if self.v6 { 0xa_bcde } else { 0 };
+        Envelope { l2: self.l2().reversed(), hop_limit: 61, traffic_class: 0xb8, flow_label }
+    }
 }
 
 /// Collects frames. New ones are full of rubbish, as reused ones are.
 #[derive(Debug)]
 pub struct Sink {
     pub frames: VecDeque<Vec<u8>>,
-    pub room: usize,
-    pub tells_room: bool,
+    /// Frames that are free.
+    pub free: usize,
 }
 
 impl Default for Sink {
     fn default() -> Self {
-        Self { frames: VecDeque::new(), room: usize::MAX, tells_room: true }
+        Self { frames: VecDeque::new(), free: usize::MAX }
     }
 }
 
 impl FrameSink for Sink {
     fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
-        self.room = self.room.checked_sub(1)?;
+        self.free = self.free.checked_sub(1)?;
         self.frames.push_back(vec![0xa5; length]);
         self.frames.back_mut().map(Vec::as_mut_slice)
     }
-
-    fn room(&self) -> usize {
-        if self.tells_room { self.room } else { usize::MAX }
-    }
 }
 
-/// A segment as a test writes and reads it.
+/// A segment as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seg {
     pub seq: u32,
@@ -90,11 +104,6 @@ pub fn seg(flags: Flags, seq: u32, ack: u32) -> Seg {
 impl Seg {
     pub fn with(mut self, payload: &[u8]) -> Self {
         self.payload = payload.to_vec();
-        self
-    }
-
-    pub fn window(mut self, window: u16) -> Self {
-        self.window = window;
         self
     }
 
@@ -128,7 +137,7 @@ impl Seg {
             ack: h.ack,
             flags: h.flags,
             window: h.window,
-            options: frame[h.tcp_offset + 20..h.payload_offset].to_vec(),
+            options: h.options(frame).to_vec(),
             payload: frame[h.payload_offset..h.end].to_vec(),
         };
         (h, segment)
@@ -192,198 +201,138 @@ pub fn ip_frame(
     frame
 }
 
-/// A connection whose peer is the test: it reads like a transcript.
-pub struct Script {
+/// What a handshake has led to.
+#[derive(Clone, Debug)]
+pub struct Setup {
     pub network: Network,
+    pub mtu: usize,
+    /// What the peer was shown as our end's, and what it has sent.
+    pub ours: Syn,
+    pub peers: Syn,
+    pub rtt: Option<Duration>,
+    pub options: Options,
+    /// The peer waits for the ACK of its SYN.
+    pub active: bool,
+}
+
+/// Numbers of which the first text crosses the unsigned wrap, and the signed one.
+pub const ISS: u32 = u32::MAX - 2;
+pub const IRS: u32 = i32::MAX as u32 - 2;
+
+impl Default for Setup {
+    /// A peer with SACK, without window scale and timestamps, which has answered within 100 ms: so the first retransmission
+    /// timeout is 300 ms.
+    fn default() -> Self {
+        let options = SynOptions { mss: Some(1460), sack_permitted: true, ..SynOptions::default() };
+        Self {
+            network: NETWORKS[0],
+            mtu: MTU,
+            ours: Syn { seq: ISS, window: u16::MAX, options },
+            peers: Syn { seq: IRS, window: u16::MAX, options },
+            rtt: Some(Duration::from_millis(100)),
+            options: BUFFER,
+            active: false,
+        }
+    }
+}
+
+impl Setup {
+    pub fn on(network: Network) -> Self {
+        Self { network, ..Self::default() }
+    }
+
+    /// Both ends offer these shifts; None: it offers none.
+    #[must_use]
+    pub fn scales(mut self, ours: Option<u8>, peers: Option<u8>) -> Self {
+        (self.ours.options.window_scale, self.peers.options.window_scale) = (ours, peers);
+        self
+    }
+
+    /// Both ends use timestamps, and have shown these values.
+    #[must_use]
+    pub fn timestamps(mut self, ours: u32, peers: u32) -> Self {
+        self.ours.options.timestamps = Some(Timestamps { value: ours, echo: 0 });
+        self.peers.options.timestamps = Some(Timestamps { value: peers, echo: ours });
+        self
+    }
+
+    /// The peer knows no SACK.
+    #[must_use]
+    pub fn without_sack(mut self) -> Self {
+        self.peers.options.sack_permitted = false;
+        self
+    }
+
+    /// Our end is the server's.
+    pub fn handshake(&self) -> Handshake {
+        let (local, remote) = (self.network.server(), self.network.client());
+        Handshake { local, remote, ours: self.ours, peers: self.peers, rtt: self.rtt }
+    }
+}
+
+/// A connection whose peer is the test.
+pub struct Script {
+    pub setup: Setup,
     pub now: Instant,
     pub stack: Stack,
     pub connection: Connection,
     pub sink: Sink,
 }
 
-pub const ISS: u32 = 0x1000_0000;
-pub const IRS: u32 = 0x2000_0000;
-pub const SYN: Flags = Flags::SYN;
-pub const ACK: Flags = Flags::ACK;
-pub const RST: Flags = Flags::RST;
-pub const SYN_ACK: Flags = Flags::SYN.with(Flags::ACK);
-pub const FIN_ACK: Flags = Flags::FIN.with(Flags::ACK);
-pub const PSH_ACK: Flags = Flags::PSH.with(Flags::ACK);
-pub const RST_ACK: Flags = Flags::RST.with(Flags::ACK);
-
 impl Script {
-    /// Our end is the server's: it answers a SYN.
-    pub fn passive(network: Network, options: &Options, iss: u32, syn: Seg) -> Self {
-        let mut stack = Stack::new(7, MTU);
-        let frame = syn.to_frame(&network.l2(), network.client(), network.server());
-        let (h, _) = Seg::from_frame(&frame);
+    pub fn new(setup: Setup) -> Self {
+        let mut stack = Stack::new(7, setup.mtu);
         let now = Instant::from_secs(1000);
-        let connection = Connection::passive_open(&mut stack, now, &frame, &h, iss, options).unwrap();
-        Self { network, now, stack, connection, sink: Sink::default() }
+        let open = if setup.active { Connection::active_open } else { Connection::passive_open };
+        let connection = open(&mut stack, now, &setup.handshake(), &setup.options).unwrap();
+        Self { setup, now, stack, connection, sink: Sink::default() }
     }
 
-    /// Our end is the server's, and the handshake is done. The peer has no window scale; its window is 8192.
-    pub fn established(network: Network, options: &Options) -> Self {
-        let mut script = Self::passive(network, options, ISS, seg(SYN, IRS, 0).options(&[2, 4, 5, 180]));
-        let answers = script.transmit();
-        assert_eq!(answers.len(), 1);
-        assert_eq!((answers[0].flags, answers[0].seq, answers[0].ack), (SYN_ACK, ISS, IRS + 1));
-        script.receive(seg(ACK, IRS + 1, ISS + 1));
-        assert_eq!(script.connection.state(), State::Established);
-        script.silent();
-        script
+    /// A segment of the peer as a frame.
+    pub fn frame(&self, segment: &Seg) -> Vec<u8> {
+        segment.to_frame(&self.setup.network.l2(), self.connection.remote(), self.connection.local())
     }
 
-    /// The peer sends a segment. Answers to it are returned by the next [`Self::transmit`].
-    pub fn receive(&mut self, segment: Seg) {
-        let (peer, us) = (self.connection.remote(), self.connection.local());
-        self.receive_frame(segment.to_frame(&self.network.l2(), peer, us));
+    /// The peer sends a segment.
+    pub fn receive(&mut self, segment: &Seg) {
+        self.receive_frame(self.frame(segment));
     }
 
     pub fn receive_frame(&mut self, mut frame: Vec<u8>) {
         let Ok(Parsed::Tcp(h)) = wire::parse(&frame) else { panic!("not a segment") };
-        let Self { stack, connection, sink, now, .. } = self;
-        connection.handle_segment(stack, *now, &mut frame, &h, &h.l2.reversed(), sink);
+        self.connection.handle_segment(&mut self.stack, self.now, &mut frame, &h);
     }
 
     /// All that our end sends now.
     pub fn transmit(&mut self) -> Vec<Seg> {
-        let Self { stack, connection, sink, now, network } = self;
-        while connection.poll_transmit(stack, *now, &network.l2().reversed(), sink) {
-            assert!(
-                sink.frames.len() < 1000,
-                "a connection that never stops: {:?}",
-                Seg::from_frame(&sink.frames[998])
-            );
+        let Self { stack, connection, sink, now, setup } = self;
+        let envelope = setup.network.envelope();
+        while connection.poll_transmit(stack, *now, &envelope, sink) {
+            assert!(sink.frames.len() < TOO_MANY, "a connection that never stops");
         }
-        let sent = sink.frames.drain(..).map(|frame| {
+        if let Some(due) = connection.poll_at(*now) {
+            assert!(due > *now, "a caller would spin");
+        }
+        let ends = (connection.local(), connection.remote());
+        let read = |frame: Vec<u8>| {
             let (h, segment) = Seg::from_frame(&frame);
-            assert_eq!((h.source, h.destination), (connection.local(), connection.remote()));
-            assert_eq!(h.l2, network.l2().reversed());
+            assert!(frame.len() <= setup.mtu + envelope.l2.len(), "more than the path carries");
+            assert_eq!(((h.source, h.destination), h.envelope()), (ends, envelope));
             segment
-        });
-        sent.collect()
+        };
+        sink.frames.drain(..).map(read).collect()
     }
 
-    pub fn silent(&mut self) {
-        assert_eq!(self.transmit(), []);
+    pub fn poll_at(&self) -> Option<Instant> {
+        self.connection.poll_at(self.now)
     }
 
-    /// Our end sends one segment.
-    pub fn transmit_one(&mut self) -> Seg {
-        let mut sent = self.transmit();
-        assert_eq!(sent.len(), 1, "{sent:?}");
-        sent.remove(0)
-    }
-
-    pub fn wait(&mut self, millis: u64) {
-        self.now += Duration::from_millis(millis);
-    }
-
-    pub fn poll_at(&mut self) -> Option<Instant> {
-        self.connection.poll_at(&mut self.stack, self.now)
-    }
-
+    /// Takes up to `length` bytes from the receive queue.
     pub fn take(&mut self, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
+        let mut bytes = vec![0; length.min(self.connection.receive_queue())];
         let peeked = self.connection.peek(&mut bytes);
-        bytes.truncate(peeked);
+        assert_eq!(peeked, bytes.len());
         self.connection.consume(peeked);
         bytes
-    }
-}
-
-/// One end of a pair.
-pub struct End {
-    pub stack: Stack,
-    pub connection: Connection,
-    pub l2: L2Header,
-}
-
-/// Two connections joined in memory: 0 opens, 1 answers.
-pub struct Pair {
-    pub ends: [End; 2],
-    pub now: Instant,
-    /// Frames on the way, with the end that they go to.
-    pub wire: VecDeque<(usize, Vec<u8>)>,
-    pub carried: usize,
-}
-
-impl Pair {
-    pub fn open(network: Network, options: [&Options; 2], iss: [u32; 2]) -> Self {
-        let now = Instant::from_secs(5);
-        let mut stacks = [Stack::new(1, MTU), Stack::new(2, MTU)];
-        let mut client =
-            Connection::active_open(&mut stacks[0], now, network.client(), network.server(), iss[0], options[0])
-                .unwrap();
-        let mut sink = Sink::default();
-        assert!(client.poll_transmit(&mut stacks[0], now, &network.l2(), &mut sink));
-        assert!(!client.poll_transmit(&mut stacks[0], now, &network.l2(), &mut sink));
-        let syn = sink.frames.pop_front().unwrap();
-        let (h, segment) = Seg::from_frame(&syn);
-        assert_eq!((segment.flags, segment.seq), (SYN, iss[0]));
-        let server = Connection::passive_open(&mut stacks[1], now, &syn, &h, iss[1], options[1]).unwrap();
-        let [first, second] = stacks;
-        Self {
-            ends: [
-                End { stack: first, connection: client, l2: network.l2() },
-                End { stack: second, connection: server, l2: network.l2().reversed() },
-            ],
-            now,
-            wire: VecDeque::new(),
-            carried: 0,
-        }
-    }
-
-    /// Both ends send what they have; then all frames on the way that `passes` lets through arrive. True: something moved.
-    pub fn step(&mut self, mut passes: impl FnMut(usize, usize, &Headers) -> bool) -> bool {
-        let mut moved = false;
-        for (from, end) in self.ends.iter_mut().enumerate() {
-            let mut sink = Sink::default();
-            while end.connection.poll_transmit(&mut end.stack, self.now, &end.l2, &mut sink) {
-                assert!(sink.frames.len() < 10_000, "an end that never stops");
-            }
-            self.wire.extend(sink.frames.into_iter().map(|frame| (1 - from, frame)));
-        }
-        for _ in 0..self.wire.len() {
-            let (to, mut frame) = self.wire.pop_front().unwrap();
-            moved = true;
-            let (h, _) = Seg::from_frame(&frame);
-            let number = self.carried;
-            self.carried += 1;
-            if !passes(number, to, &h) {
-                continue;
-            }
-            let end = &mut self.ends[to];
-            let mut sink = Sink::default();
-            end.connection.handle_segment(&mut end.stack, self.now, &mut frame, &h, &end.l2, &mut sink);
-            self.wire.extend(sink.frames.into_iter().map(|frame| (1 - to, frame)));
-        }
-        moved
-    }
-
-    /// Steps without loss until nothing moves.
-    pub fn settle(&mut self) {
-        for _ in 0..10_000 {
-            if !self.step(|_, _, _| true) {
-                return;
-            }
-        }
-        panic!("the two ends never come to rest");
-    }
-
-    /// Waits for the next deadline. False: there is none.
-    pub fn sleep(&mut self) -> bool {
-        let now = self.now;
-        let deadlines = self.ends.iter_mut().filter_map(|end| end.connection.poll_at(&mut end.stack, now));
-        let Some(next) = deadlines.min() else { return false };
-        assert!(next > now, "nothing was sent, and yet something is due now");
-        self.now = next;
-        true
-    }
-
-    pub fn connections(&mut self) -> (&mut Connection, &mut Connection) {
-        let [client, server] = &mut self.ends;
-        (&mut client.connection, &mut server.connection)
     }
 }
