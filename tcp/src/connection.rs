@@ -257,9 +257,12 @@ impl Connection {
         self.sender.handle_ack(now, &feedback, &mut stack.counters, |sent| {
             answered.is_some_and(|(clock, echo)| is_before(echo, clock.value(sent)))
         });
-        if (trimmed.length > 0 || trimmed.fin.is_some())
-            && !self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
-        {
+        let taken = if trimmed.length > 0 || trimmed.fin.is_some() {
+            self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
+        } else {
+            !trimmed.cut
+        };
+        if !taken {
             stack.counters.unacceptable_segments += 1;
             self.receiver.owe_ack();
         }
