@@ -16,3 +16,4 @@ mod reset;
 mod sack;
 mod time_wait;
 mod timestamps;
+mod window;
