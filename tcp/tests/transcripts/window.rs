@@ -73,7 +73,7 @@ fn an_open_window_is_told_of_when_it_is_twice_as_large() {
          read 3998
          +1000 < . 65536:65636 ack 1
          > . 1 ack 65636 win 7899
-         read 57636
+         read 57635
          > . 1 ack 65636 win 65535
          read 0",
     );
