@@ -14,6 +14,7 @@ mod keep_alive;
 mod last_ack;
 mod reset;
 mod sack;
+mod sending;
 mod time_wait;
 mod timestamps;
 mod window;
