@@ -6,12 +6,15 @@ mod common;
 mod play;
 
 mod ack;
+mod buffers;
 mod close_wait;
 mod closing;
 mod established;
 mod fin_wait;
+mod frames;
 mod keep_alive;
 mod last_ack;
+mod path;
 mod recovery;
 mod reset;
 mod sack;
