@@ -203,7 +203,8 @@ impl Congestion {
     }
 
     fn grow(&mut self, now: Instant, acked: Acked, srtt: Option<Duration>) {
-        if acked.delivered == 0 {
+        // RFC 3042 §2: what duplicate ACKs let leave must not change the window.
+        if acked.delivered == 0 || !acked.advanced {
             return;
         }
         if self.cwnd < self.ssthresh {

@@ -257,9 +257,12 @@ impl Connection {
         self.sender.handle_ack(now, &feedback, &mut stack.counters, |sent| {
             answered.is_some_and(|(clock, echo)| is_before(echo, clock.value(sent)))
         });
-        if (trimmed.length > 0 || trimmed.fin.is_some())
-            && !self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
-        {
+        let taken = if trimmed.length > 0 || trimmed.fin.is_some() {
+            self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
+        } else {
+            !trimmed.cut
+        };
+        if !taken {
             stack.counters.unacceptable_segments += 1;
             self.receiver.owe_ack();
         }
@@ -347,7 +350,7 @@ impl Connection {
             payload: self.sender.text(chunk),
         };
         if !wire::build_segment(sink, envelope, &segment) {
-            return self.postpone(now);
+            return if chunk.is_probe() { self.retry(now) } else { self.postpone(now) };
         }
         self.closed_first |= chunk.fin && !self.receiver.fin_received();
         self.sender.sent(now, chunk, &mut stack.counters);
@@ -371,15 +374,16 @@ impl Connection {
         let (seq, ack, options) = (self.sender.una().wrapping_sub(1), self.receiver.last_ack(), self.options(now, &[]));
         let sent = self.build(seq, ack.number, Flags::ACK, ack.window, &options, envelope, sink);
         self.probe_is_pending = !sent;
-        if !sent {
-            self.retry_at = now + RETRY;
-        }
-        sent
+        sent || self.retry(now)
     }
 
     /// No frame was free: what was to be said is still owed.
     fn postpone(&mut self, now: Instant) -> bool {
         self.receiver.owe_ack();
+        self.retry(now)
+    }
+
+    fn retry(&mut self, now: Instant) -> bool {
         self.retry_at = now + RETRY;
         false
     }
@@ -392,10 +396,8 @@ impl Connection {
         let sent = self.build(self.snd_nxt(), self.rcv_nxt(), flags, 0, &OptionWriter::default(), envelope, sink);
         if sent {
             self.ended = Some(Ended::ByUs { reset_is_pending: false });
-        } else {
-            self.retry_at = now + RETRY;
         }
-        sent
+        sent || self.retry(now)
     }
 
     /// The options of a segment that leaves now.

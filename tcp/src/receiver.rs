@@ -394,7 +394,8 @@ impl Receiver {
 
     /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
     pub(crate) fn last_ack(&self) -> Ack {
-        let window = self.edge.wrapping_sub(self.acked) >> self.shift;
+        // (A FIN may lie behind the edge.)
+        let window = later(self.edge, self.acked).wrapping_sub(self.acked) >> self.shift;
         Ack { number: self.acked, window: u16::try_from(window).unwrap_or(u16::MAX) }
     }
 
@@ -416,7 +417,8 @@ impl Receiver {
         let nxt = self.nxt();
         let window = if is_before(nxt, self.edge) { self.edge.wrapping_sub(nxt) } else { 0 };
         let rounded_up = window.div_ceil(1 << self.shift);
-        let fits = !is_before(self.inner_edge, nxt.wrapping_add(rounded_up << self.shift));
+        let sure = self.inner_edge.wrapping_sub(self.inner_unit() - 1);
+        let fits = !is_before(sure, nxt.wrapping_add(rounded_up << self.shift));
         u16::try_from(if fits { rounded_up } else { window >> self.shift }).unwrap_or(u16::MAX)
     }
 }

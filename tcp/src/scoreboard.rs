@@ -235,7 +235,7 @@ impl Scoreboard {
     ) -> Arrived {
         let mut arrived = Arrived::default();
         let Some(una) = self.segments.front().map(|sent| sent.seq) else { return arrived };
-        let known = self.blocks;
+        let (known, mut highest) = (self.blocks, self.highest);
         for &(left, right) in blocks {
             // RFC 2018 §8: a block is a hint, and this one no possible one.
             if !is_before(left, right) || is_before(left, una) || is_before(nxt, right) {
@@ -250,7 +250,10 @@ impl Scoreboard {
             for part in parts {
                 self.sack_part(now, (left, right), part, &answers_original, &mut arrived);
             }
+            highest = later(highest, right);
         }
+        // Not before: what one ACK reports has no order in it, and is no sign of reordering.
+        self.highest = highest;
         if !blocks.is_empty() {
             self.blocks = [(una, una); MAX_SACK_BLOCKS];
             for (known, &block) in self.blocks.iter_mut().zip(blocks) {
@@ -286,7 +289,6 @@ impl Scoreboard {
             self.segments[index] = Sent { sacked: true, lost: false, again: false, ..sent };
             self.note_arrival(now, &sent, answers_original, arrived);
         }
-        self.highest = later(self.highest, block.1);
     }
 
     /// RFC 8985 §6.2, steps 1 to 3.

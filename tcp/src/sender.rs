@@ -491,9 +491,9 @@ impl Sender {
 
 /// Time.
 impl Sender {
-    /// When [`Self::handle_timeout`] is due.
+    /// When [`Self::handle_timeout`] is due; at once if what the timer asked for has not left yet.
     pub(crate) fn poll_at(&self) -> Option<Instant> {
-        self.alarm.map(|(_, at)| at)
+        if self.due.is_some() { Some(Instant::ZERO) } else { self.alarm.map(|(_, at)| at) }
     }
 
     /// Sets the timer for what is on its way, or waits for the window.

@@ -34,7 +34,7 @@ pub(crate) enum Admission {
     Probe,
     /// It is the peer's valid reset.
     Reset,
-    /// Its ACK counts, and this much of its text.
+    /// Its ACK counts, and this much of its text: perhaps nothing.
     Enter(Trimmed),
 }
 
@@ -133,7 +133,9 @@ impl Standing {
         let fin = (h.flags.fin() && last == end && self.fin.is_none_or(|fin| fin == end)).then_some(end);
         let length = if is_before(first, last) { last.wrapping_sub(first) as usize } else { 0 };
         if length == 0 && fin.is_none() {
-            return None;
+            // "If the RCV.WND is zero, no segments will be acceptable, but special allowance should be made to accept valid
+            // ACKs": probes of the window carry them.
+            return (h.seq == nxt).then_some(Trimmed { skip: 0, seq: nxt, length: 0, fin: None, cut: true });
         }
         let cut = first != h.seq || last != end || fin.is_some() != h.flags.fin();
         Some(Trimmed { skip: first.wrapping_sub(h.seq) as usize, seq: first, length, fin, cut })
@@ -188,7 +190,9 @@ mod tests {
         assert_eq!(admit(100, 1099, 0), whole(1000, 0), "length 0, window > 0: within the window");
         assert_eq!(admit(100, 1101, 0), Admission::Challenge);
         assert_eq!(admit(100, 900, 0), Admission::Challenge);
-        assert_eq!(admit(0, 1000, 5), Admission::Acknowledge, "length > 0, window 0: not acceptable");
+        let ack_only = Admission::Enter(Trimmed { skip: 0, seq: 1000, length: 0, fin: None, cut: true });
+        assert_eq!(admit(0, 1000, 5), ack_only, "length > 0, window 0: nothing but its ACK");
+        assert_eq!(admit(0, 1001, 5), Admission::Acknowledge);
         assert_eq!(admit(100, 1000, 5), whole(1000, 5), "length > 0, window > 0: its begin or end within the window");
         assert_eq!(admit(100, 1100, 5), Admission::Acknowledge);
         assert_eq!(admit(100, 990, 10), Admission::Acknowledge);

@@ -313,10 +313,10 @@ impl Script {
         if let Some(due) = connection.poll_at(*now) {
             assert!(due > *now, "a caller would spin");
         }
-        let ends = (connection.local(), connection.remote());
+        let (ends, mtu) = ((connection.local(), connection.remote()), stack.mtu());
         let read = |frame: Vec<u8>| {
             let (h, segment) = Seg::from_frame(&frame);
-            assert!(frame.len() <= setup.mtu + envelope.l2.len(), "more than the path carries");
+            assert!(frame.len() <= mtu + envelope.l2.len(), "more than the path carries");
             assert_eq!(((h.source, h.destination), h.envelope()), (ends, envelope));
             segment
         };

@@ -67,6 +67,11 @@ impl Transcript {
         self.rest("the end");
     }
 
+    /// Only the peer sends, whatever we say to it.
+    pub fn peer(&mut self, segment: &str) {
+        self.receive(&Packet::parse(segment));
+    }
+
     /// Time passes in silence.
     #[track_caller]
     fn pass(&mut self, millis: f64, line: &str) {
