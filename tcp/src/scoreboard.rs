@@ -226,13 +226,7 @@ impl Scoreboard {
     }
 
     /// Takes the blocks of a SACK option. `nxt`: SND.NXT.
-    pub(crate) fn sack(
-        &mut self,
-        now: Instant,
-        blocks: &[SackBlock],
-        nxt: u32,
-        answers_original: impl Fn(Instant) -> bool,
-    ) -> Arrived {
+    pub(crate) fn sack(&mut self, now: Instant, blocks: &[SackBlock], nxt: u32) -> Arrived {
         let mut arrived = Arrived::default();
         let Some(una) = self.segments.front().map(|sent| sent.seq) else { return arrived };
         let (known, mut highest) = (self.blocks, self.highest);
@@ -248,7 +242,7 @@ impl Scoreboard {
                 None => [(left, right), (right, right)],
             };
             for part in parts {
-                self.sack_part(now, (left, right), part, &answers_original, &mut arrived);
+                self.sack_part(now, (left, right), part, &mut arrived);
             }
             highest = later(highest, right);
         }
@@ -265,14 +259,7 @@ impl Scoreboard {
 
     /// The segments of `block` that begin before `part.1` and end behind `part.0` have arrived. One of which only a part has
     /// arrived counts as not arrived: it is sent again as a whole.
-    fn sack_part(
-        &mut self,
-        now: Instant,
-        block: SackBlock,
-        part: SackBlock,
-        answers_original: &impl Fn(Instant) -> bool,
-        arrived: &mut Arrived,
-    ) {
+    fn sack_part(&mut self, now: Instant, block: SackBlock, part: SackBlock, arrived: &mut Arrived) {
         let before = |sent: &Sent| is_before(sent.seq, block.0) || !is_before(part.0, sent.end());
         for index in self.segments.partition_point(before)..self.segments.len() {
             let sent = self.segments[index];
@@ -287,7 +274,8 @@ impl Scoreboard {
             self.sacked_segments += 1;
             arrived.bytes += sent.length as usize;
             self.segments[index] = Sent { sacked: true, lost: false, again: false, ..sent };
-            self.note_arrival(now, &sent, answers_original, arrived);
+            // The timestamp that an ACK echoes is not that of what has arrived behind a hole (RFC 7323 §4.3).
+            self.note_arrival(now, &sent, |_| false, arrived);
         }
     }
 
@@ -296,7 +284,7 @@ impl Scoreboard {
         &mut self,
         now: Instant,
         sent: &Sent,
-        answers_original: &impl Fn(Instant) -> bool,
+        answers_original: impl Fn(Instant) -> bool,
         arrived: &mut Arrived,
     ) {
         let rtt = now - sent.at;

@@ -326,7 +326,7 @@ impl Sender {
         }
         let twice = self.sack && is_received_twice(feedback.sack, self.una);
         if self.sack {
-            let sacked = self.scoreboard.sack(now, feedback.sack, self.nxt, &answers_original);
+            let sacked = self.scoreboard.sack(now, feedback.sack, self.nxt);
             arrived.bytes += sacked.bytes;
             arrived.rtt = arrived.rtt.or(sacked.rtt);
             arrived.mistaken |= sacked.mistaken;

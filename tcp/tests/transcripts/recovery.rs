@@ -90,6 +90,24 @@ fn a_repair_that_is_lost_is_repaired() {
     assert_eq!(script.stack.counters().retransmission_timeouts, 0);
 }
 
+/// The same with timestamps, and with nothing new behind it: what has arrived behind a hole is not what the ACK echoes.
+#[test]
+fn a_lost_repair_is_found_by_other_repairs() {
+    let mut script = Transcript::new(Setup::default().timestamps(1000, 5000));
+    script
+        .play(&("send 14480\n".to_owned() + &lines("> .", 1..13_033, 1448, "ack 1") + "> P. 13033:14481 ack 1\n +100"));
+    script.play(
+        "< . 1 ack 1 ts 5100/1000 sack 1449:5793
+         > . 1:1449 ack 1 ts 1100/5100
+         +5 < . 1 ack 1 ts 5105/1000 sack 7241:14481 1449:5793
+         > . 5793:7241 ack 1 ts 1105/5105
+         +100 < . 1 ack 1 ts 5205/1000 sack 1449:14481
+         > . 1:1449 ack 1 ts 1205/5205
+         +100 < . 1 ack 14481 ts 5305/1205",
+    );
+    assert_eq!(script.stack.counters().retransmission_timeouts, 0);
+}
+
 /// Several holes are repaired in one round trip.
 #[test]
 fn holes_are_repaired_together() {
