@@ -1,0 +1,18 @@
+//! socktap is unambiguous: whatever segments a client sends, the server reads exactly the messages that the verdict has
+//! passed, in order, nothing else, nothing twice.
+//!
+//! A filter that watches a connection and the host that terminates it can be made to see different bytes: this is how
+//! intrusion detection is evaded since Ptacek and Newsham described it in 1998. socktap terminates both sides itself, so
+//! there is nothing to disagree about. Here this is tested with segments byte by byte, in virtual time:
+//!
+//! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature.
+#![forbid(unsafe_code)]
+
+mod geneva;
+mod host;
+mod intang;
+mod lab;
+mod ptacek_newsham;
+mod receiver;
+mod symtcp;
+mod wire;
