@@ -5,9 +5,12 @@
 //! intrusion detection is evaded since Ptacek and Newsham described it in 1998. socktap terminates both sides itself, so
 //! there is nothing to disagree about. Here this is tested with segments byte by byte, in virtual time:
 //!
+//! - [`generated`]: sequences that proptest invents, judged by an oracle of its own ([`explain`]);
 //! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature.
 #![forbid(unsafe_code)]
 
+mod explain;
+mod generated;
 mod geneva;
 mod host;
 mod intang;
