@@ -6,9 +6,14 @@
 //! there is nothing to disagree about. Here this is tested with segments byte by byte, in virtual time:
 //!
 //! - [`generated`]: sequences that proptest invents, judged by an oracle of its own ([`explain`]);
-//! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature.
+//! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature;
+//! - [`crossing`]: what is no segment of a tapped flow, and crosses;
+//! - [`window`]: what the tap sends keeps to the window.
+//!
+//! A test that is ignored shows a known fault, which its attribute names.
 #![forbid(unsafe_code)]
 
+mod crossing;
 mod explain;
 mod generated;
 mod geneva;
@@ -18,4 +23,5 @@ mod lab;
 mod ptacek_newsham;
 mod receiver;
 mod symtcp;
+mod window;
 mod wire;
