@@ -33,7 +33,9 @@ pub struct Flow {
     /// Index of its tap.
     pub tap: usize,
     /// What segments to each side are wrapped in: what the host across wrote last.
-    pub envelopes: [Envelope; 2],
+    envelopes: [Envelope; 2],
+    /// The highest hop limit that each of them had.
+    hop_limits: [u8; 2],
     /// In the worker's list of flows to pump.
     pub touched: bool,
     /// Where it is in its life.
@@ -101,9 +103,25 @@ impl Flow {
         Self {
             tap,
             envelopes: [envelope.reversed(), envelope],
+            hop_limits: [envelope.hop_limit; 2],
             touched: false,
             phase: Phase::Opening(Box::new(Opening::new(now))),
         }
+    }
+
+    /// The host on side `from` has sent a segment with these headers: what is sent in its name looks the same from now on.
+    pub fn wrap_like(&mut self, from: Side, headers: &Headers) {
+        let to = from.other() as usize;
+        self.envelopes[to] = headers.envelope();
+        self.hop_limits[to] = self.hop_limits[to].max(headers.hop_limit);
+    }
+
+    /// What a segment to side `to` is wrapped in. A reset must arrive: a host that lets its own expire behind us would keep
+    /// its connection to the other host, and only we had lost it.
+    pub fn envelope(&self, to: Side, reset: bool) -> Envelope {
+        let envelope = self.envelopes[to as usize];
+        let hop_limit = if reset { self.hop_limits[to as usize] } else { envelope.hop_limit };
+        Envelope { hop_limit, ..envelope }
     }
 
     /// Takes received bytes through the programs and notices what the sides have become.
@@ -134,8 +152,10 @@ impl Flow {
 
     /// Emits what side `to` has to send. False: nothing more at the moment.
     pub fn poll_transmit(&mut self, now: Instant, to: Side, stack: &mut Stack, sink: &mut impl FrameSink) -> bool {
+        let Phase::Open(open) = &self.phase else { return false };
+        let envelope = self.envelope(to, open.sides[to as usize].has_reset_to_send());
         let Phase::Open(open) = &mut self.phase else { return false };
-        open.sides[to as usize].poll_transmit(stack, now, &self.envelopes[to as usize], sink)
+        open.sides[to as usize].poll_transmit(stack, now, &envelope, sink)
     }
 
     /// When the flow has to be looked at again if nothing comes in.

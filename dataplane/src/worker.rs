@@ -403,7 +403,8 @@ impl Worker {
         out: &mut impl Output,
     ) -> Result<(), DropReason> {
         let flow = &mut self.flows[id];
-        flow.envelopes[from.other() as usize] = headers.envelope();
+        flow.wrap_like(from, headers);
+        let answer = flow.envelope(from, true);
         match &mut flow.phase {
             Phase::Opening(opening) => {
                 let step = opening.handle_segment(now, from, frame, headers);
@@ -414,9 +415,8 @@ impl Worker {
                 open.heard(now, from);
             }
             Phase::Over(over) => {
-                let envelope = &flow.envelopes[from as usize];
                 if let Some(remains) = over.remains[from as usize] {
-                    remains.answer(now, headers, envelope, &mut ToSide { out, to: from });
+                    remains.answer(now, headers, &answer, &mut ToSide { out, to: from });
                 }
                 return Err(DropReason::TimeWait);
             }

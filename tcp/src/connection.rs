@@ -389,7 +389,7 @@ impl Connection {
     }
 
     fn transmit_reset(&mut self, now: Instant, envelope: &Envelope, sink: &mut impl FrameSink) -> bool {
-        if self.ended != Some(Ended::ByUs { reset_is_pending: true }) {
+        if !self.has_reset_to_send() {
             return false;
         }
         let flags = Flags::RST.with(Flags::ACK);
@@ -552,7 +552,12 @@ impl Connection {
 
     /// The connection is over, and nothing is left to be sent: no reset either.
     pub fn is_closed(&self) -> bool {
-        self.state() == State::Closed && self.ended != Some(Ended::ByUs { reset_is_pending: true })
+        self.state() == State::Closed && !self.has_reset_to_send()
+    }
+
+    /// A reset is to be sent to the peer.
+    pub fn has_reset_to_send(&self) -> bool {
+        self.ended == Some(Ended::ByUs { reset_is_pending: true })
     }
 
     /// A valid RST of the peer ended the connection. What was received before it can still be read.

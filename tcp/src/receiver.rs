@@ -236,7 +236,9 @@ impl Receiver {
             self.islands.retain(|island| is_before(nxt, island.0));
             debug_assert!(ahead || !is_before(nxt, right));
         }
+        // A FIN in front of text that has come before contradicts it.
         if let Some(fin) = trimmed.fin
+            && !is_before(fin, self.text_nxt())
             && self.islands.iter().all(|island| !is_before(fin, island.1))
         {
             self.fin = Some(fin);

@@ -48,6 +48,7 @@ fn worker() -> Worker {
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,
             message_timeout: None,
+            midstream: config::Midstream::Reset,
         },
     };
     let config = WorkerConfig {
@@ -381,7 +382,7 @@ impl Lab {
             if self.worker.poll_at().is_some_and(|at| at <= self.now) {
                 self.worker.handle_timeouts(self.now);
             }
-            self.worker.pump(self.now, &mut self.ports);
+            self.worker.pump(self.now);
             self.worker.poll_transmit(self.now, &mut self.ports);
             self.deliver();
             self.server.poll(self.now);
