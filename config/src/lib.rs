@@ -29,7 +29,7 @@ use std::time::Duration;
 pub use error::ConfigError;
 pub use ipnet::IpNet;
 pub use source::{Diagnostic, Located, Location, Source};
-pub use tap::{Application, Mode, OnParseError, Programs, Tap};
+pub use tap::{Application, Midstream, Mode, OnParseError, Programs, Tap};
 
 /// The bounds of what an ops file may say, and what holds when it says nothing.
 pub mod limits {

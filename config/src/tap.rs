@@ -37,6 +37,8 @@ pub struct Tap {
     pub on_parse_error: OnParseError,
     /// How long a message may stay incomplete.
     pub message_timeout: Duration,
+    /// What happens to connections that were open before socktap was there.
+    pub midstream: Midstream,
 }
 
 impl Tap {
@@ -91,6 +93,20 @@ pub enum OnParseError {
     Pass,
 }
 
+/// `midstream`: what happens to the segments of a connection that the tap selects but that was opened before socktap
+/// started, so that its SYN was never seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Midstream {
+    /// Reset the sender (RFC 9293 §3.10.7.1), so that it opens a new connection, which is judged.
+    #[default]
+    Reset,
+    /// Send them across as they are, unjudged; with them all that belongs to no flow and cannot open one. Not for hosts that
+    /// want to evade the filter: who makes us forget a flow that the other host still knows goes on unjudged.
+    Pass,
+    /// Drop them without an answer.
+    Drop,
+}
+
 /// Reads one tap. What is wrong is noted; a tap comes back as long as it has a name.
 pub(crate) fn read(reader: &mut Reader, table: Table<'_>) -> Option<Tap> {
     const KEYS: &[&str] = &[
@@ -104,6 +120,7 @@ pub(crate) fn read(reader: &mut Reader, table: Table<'_>) -> Option<Tap> {
         "send",
         "on_parse_error",
         "message_timeout",
+        "midstream",
     ];
     reader.check_keys(table, KEYS);
     let name = read_name(reader, table);
@@ -125,6 +142,10 @@ pub(crate) fn read(reader: &mut Reader, table: Table<'_>) -> Option<Tap> {
         reader.choice("on_parse_error", value, &words)
     });
     let message_timeout = get("message_timeout").and_then(|value| timeout(reader, value));
+    let midstream = get("midstream").and_then(|value| {
+        let words = [("reset", Midstream::Reset), ("pass", Midstream::Pass), ("drop", Midstream::Drop)];
+        reader.choice("midstream", value, &words)
+    });
     // The defaults below stand in for wrong values too: then there is a problem noted, and no `Config`.
     Some(Tap {
         name: name?,
@@ -138,6 +159,7 @@ pub(crate) fn read(reader: &mut Reader, table: Table<'_>) -> Option<Tap> {
         send,
         on_parse_error: on_parse_error.unwrap_or_default(),
         message_timeout: message_timeout.unwrap_or(limits::TIMEOUT_DEFAULT),
+        midstream: midstream.unwrap_or_default(),
     })
 }
 

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Application, Config, ConfigError, Cross, EventsOutput, Limits, Mode, OnParseError, Poll, XdpMode};
+use config::{
+    Application, Config, ConfigError, Cross, EventsOutput, Limits, Midstream, Mode, OnParseError, Poll, XdpMode,
+};
 use proptest::prelude::*;
 
 const EXAMPLE: &str = r#"
@@ -99,6 +101,7 @@ fn everything_but_ports_has_a_default() {
     let tap = &config.taps[0];
     assert!(tap.is_pass_all() && tap.servers.is_empty() && tap.clients.is_empty() && tap.server_ports.is_empty());
     assert_eq!((tap.mode, tap.message_timeout), (Mode::Enforce, Duration::from_secs(30)));
+    assert_eq!(tap.midstream, Midstream::Reset);
 }
 
 #[test]
@@ -116,6 +119,7 @@ fn other_values() {
         server_port = ["10-20", 15, 21, "8080"]
         on_parse_error = "pass"
         message_timeout = "500ms"
+        midstream = "pass"
     "#;
     let config = parse(text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((config.ports.xdp_mode, config.ports.cross), (XdpMode::Skb, Cross::Worker));
@@ -127,6 +131,11 @@ fn other_values() {
     assert_eq!(tap.servers.len(), 2);
     assert_eq!(tap.server_ports, [10..=21, 8080..=8080]);
     assert_eq!((tap.on_parse_error, tap.message_timeout), (OnParseError::Pass, Duration::from_millis(500)));
+    assert_eq!(tap.midstream, Midstream::Pass);
+    for (word, midstream) in [("reset", Midstream::Reset), ("pass", Midstream::Pass), ("drop", Midstream::Drop)] {
+        let config = parse(&format!("{PORTS}[[tap]]\nname = \"x\"\nmidstream = \"{word}\"\n")).unwrap();
+        assert_eq!(config.taps[0].midstream, midstream);
+    }
 }
 
 #[test]
@@ -247,6 +256,11 @@ fn wrong_files_and_their_messages() {
         (
             "[[tap]]\nname = \"x\"\nmode = \"enforced\"\n",
             "6:8: `mode` cannot be \"enforced\"\n  |\n6 | mode = \"enforced\"\n  |        ^^^^^^^^^^\nhelp: did you mean `enforce`?",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nmidstream = \"ignore\"\n",
+            "6:13: `midstream` cannot be \"ignore\"\n  |\n6 | midstream = \"ignore\"\n  |             ^^^^^^^^\n\
+             help: the values here are `reset`, `pass`, `drop`",
         ),
         (
             "[[tap]]\nname = \"x\"\nmessage_timeout = \"30\"\n",

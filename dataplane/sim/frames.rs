@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv6Packet, TcpOption, TcpPacket};
 
 /// Length of an Ethernet header with `tags` VLAN tags.
 pub fn header_length(frame: &[u8]) -> Option<usize> {
@@ -91,6 +91,46 @@ pub fn segment(frame: &[u8]) -> Option<Segment> {
         ip_length,
         checksums_good: header_good && tcp.verify_checksum(&source, &destination),
     })
+}
+
+/// The bytes of a segment's TCP options, and of its text.
+pub fn options_and_payload(frame: &[u8]) -> Option<(&[u8], &[u8])> {
+    let ip = header_length(frame)?;
+    let length = segment(frame)?.ip_length;
+    let tcp = TcpPacket::new_checked(frame.get(ip + if frame[ip] >> 4 == 4 { 20 } else { 40 }..ip + length)?).ok()?;
+    let text = usize::from(tcp.header_len());
+    let bytes = tcp.into_inner();
+    Some((&bytes[20..text], &bytes[text..]))
+}
+
+/// The TSval of a segment.
+pub fn timestamp(frame: &[u8]) -> Option<u32> {
+    let (options, _) = options_and_payload(frame)?;
+    find_option(options, |option| match option {
+        TcpOption::TimeStamp { tsval, .. } => Some(tsval),
+        _ => None,
+    })
+}
+
+/// The shift that options of a SYN offer.
+pub fn window_scale(options: &[u8]) -> Option<u8> {
+    find_option(options, |option| match option {
+        TcpOption::WindowScale(shift) => Some(shift),
+        _ => None,
+    })
+}
+
+fn find_option<T>(mut options: &[u8], find: impl Fn(TcpOption<'_>) -> Option<T>) -> Option<T> {
+    while let Ok((rest, option)) = TcpOption::parse(options) {
+        if option == TcpOption::EndOfList {
+            break;
+        }
+        if let Some(found) = find(option) {
+            return Some(found);
+        }
+        options = rest;
+    }
+    None
 }
 
 /// The bytes in which every change within one byte makes a checksum wrong: the IPv4 header without its length nibble, the

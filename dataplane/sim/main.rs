@@ -17,6 +17,7 @@ mod host;
 mod link;
 mod mend;
 mod middle;
+mod mirror;
 mod network;
 mod oracle;
 mod random;

@@ -18,6 +18,8 @@ pub struct Outbox {
 pub trait Middle {
     /// Takes in a batch of frames.
     fn batch(&mut self, now: Instant, batch: Vec<Sided>, out: &mut Outbox) -> Result<(), String>;
+    /// Its segments are its own: they leave in order, whatever the hosts' links did to theirs.
+    fn terminates(&self) -> bool;
     /// When it wants to be called without a frame.
     fn poll_at(&self) -> Option<Instant>;
     /// It waits for room.
@@ -40,6 +42,10 @@ impl Middle for Wire {
             }
         }
         Ok(())
+    }
+
+    fn terminates(&self) -> bool {
+        false
     }
 
     fn poll_at(&self) -> Option<Instant> {

@@ -9,6 +9,7 @@ use crate::frames::{self, Segment};
 use crate::host::{Addresses, Host};
 use crate::link::Link;
 use crate::middle::{Middle, Outbox, Sided};
+use crate::mirror::Mirror;
 use crate::random::{Random, mix};
 use crate::scenario::{SILENT, Scenario, TAPPED_PORT, UNTAPPED_PORT};
 
@@ -46,6 +47,7 @@ pub struct Network {
     idle_wakes: usize,
     /// Initial sequence numbers that each host has used, by the client's port.
     initial: [BTreeMap<u16, Vec<u32>>; 2],
+    mirror: Mirror,
     random: Random,
     hash: u64,
     trace: bool,
@@ -78,6 +80,7 @@ impl Network {
             middle_wake: None,
             idle_wakes: 0,
             initial: Default::default(),
+            mirror: Mirror::default(),
             random,
             hash: 0,
             trace,
@@ -148,6 +151,7 @@ impl Network {
                 let client_port = [segment.source, segment.destination][side];
                 self.initial[side].entry(client_port).or_default().push(segment.seq);
             }
+            self.mirror.said(side, &frame);
             self.carry(side, 0, frame);
         }
         // A host that wants to be called at once gets the time on: it has just done all that it could.
@@ -222,8 +226,8 @@ impl Network {
         Ok(())
     }
 
-    /// Every segment that leaves the middle is well formed, fits, and opens with a number that the host across has chosen.
-    fn check_sent(&self, to: usize, frame: &[u8]) -> Result<(), String> {
+    /// Every segment that leaves the middle is well formed, fits, and says what the host across has said.
+    fn check_sent(&mut self, to: usize, frame: &[u8]) -> Result<(), String> {
         let Some(segment) = frames::segment(frame) else { return Ok(()) };
         // Damage goes across with what is not tapped, and is found by the host.
         if !segment.checksums_good {
@@ -241,7 +245,7 @@ impl Network {
         if segment.syn && !chosen.is_some_and(|chosen| chosen.contains(&segment.seq)) {
             return Err(format!("{segment} to side {to} opens with a number that is not one of {chosen:?}"));
         }
-        Ok(())
+        if self.middle.terminates() { self.mirror.told(to, frame, &self.scenario.connections) } else { Ok(()) }
     }
 
     /// Hashes, and perhaps prints, a frame that arrives (0, 1: at the middle; 3, 4: at a host) or leaves the middle (5, 6).

@@ -103,7 +103,7 @@ fn control_over_a_wire() {
 /// socktap between the hosts.
 #[test]
 fn swarm_of_seeds() {
-    swarm(Between::Workers, number("SOCKTAP_SEEDS").unwrap_or(1000));
+    swarm(Between::Workers, number("SOCKTAP_SEEDS").unwrap_or(10_000));
 }
 
 /// A second run of a seed is the same to the bit.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 
-use config::OnParseError;
+use config::{Midstream, OnParseError};
 use dataplane::counters::DropReason;
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
@@ -51,6 +51,7 @@ impl Workers {
                     observe: false,
                     on_parse_error: if plan.discards { OnParseError::Drop } else { OnParseError::Disconnect },
                     message_timeout: None,
+                    midstream: Midstream::Reset,
                 },
             };
             let config = WorkerConfig {
@@ -120,6 +121,10 @@ impl Middle for Workers {
             worker.poll_transmit(now, out);
         }
         Ok(())
+    }
+
+    fn terminates(&self) -> bool {
+        true
     }
 
     fn poll_at(&self) -> Option<Instant> {

@@ -9,7 +9,7 @@ pub enum DropReason {
     BadChecksum,
     /// A SYN found the flow table at `limits.flows`.
     TableFull,
-    /// A segment of a selected connection that we did not see open; its sender was reset.
+    /// A segment of a selected connection that we did not see open; its sender was reset if `midstream` says so.
     Midstream,
     /// Text, or a FIN, of a flow whose handshake is not complete.
     NotYetOpen,
@@ -119,6 +119,8 @@ pub struct TapCounters {
     pub flows_timed_out: u64,
     /// Flows that both hosts closed.
     pub flows_closed: u64,
+    /// Segments of connections that we did not see open and that went across (`midstream = "pass"`).
+    pub midstream_passed: u64,
 }
 
 /// What had to be changed in handshakes: see [`tcp::handshake::Changes`].
@@ -157,6 +159,10 @@ pub struct Counters {
     pub frames_handed_over: u64,
     /// What had to be changed in handshakes.
     pub handshakes: HandshakeCounters,
+    /// ICMP errors about segments of flows that a tap takes. They went across too.
+    pub icmp_errors_seen: u64,
+    /// Of these, those that have made a flow's segments shorter.
+    pub segments_shortened: u64,
     /// Frames dropped, by reason.
     pub dropped: [u64; DropReason::ALL.len()],
     /// By tap.

@@ -47,7 +47,7 @@ pub enum Phase {
     /// Both sides are terminated.
     Open(Box<Open>),
     /// Both sides are over.
-    Over(Over),
+    Over(Box<Over>),
 }
 
 /// A flow with two sides.
@@ -161,7 +161,8 @@ impl Flow {
         if remains.iter().all(Option::is_none) {
             return Outcome::Ended;
         }
-        self.phase = Phase::Over(Over { since: now, remains, client_iss: open.client_iss });
+        let over = Over { since: now, remains, client_iss: open.client_iss };
+        self.phase = Phase::Over(Box::new(over));
         Outcome::Lives
     }
 }

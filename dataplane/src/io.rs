@@ -3,7 +3,8 @@
 //! One thread runs [`IoLoop::run`]: receive a batch from each socket, let the core handle it, hand the core's frames to
 //! the transmit rings, wake the kernel once a socket, and sleep in `poll` when there was nothing to do.
 //!
-//! Frames change hands like this; none is allocated or copied on the way:
+//! Frames change hands like this; none is allocated or copied on the way. All are of one umem, so a frame that is handed
+//! over and then goes across is replaced by another one on its way back:
 //!
 //! ```text
 //!  fill ring ──▶ (kernel) ──▶ rx ring ──▶ core ──▶ pool ──▶ tx ring ──▶ (kernel) ──▶ completion ring ──▶ pool
@@ -48,6 +49,8 @@ pub fn now() -> Instant {
 pub struct Published {
     /// The worker's counters.
     pub counters: Counters,
+    /// What the TCP of each port has counted.
+    pub tcp: [tcp::Counters; 2],
     /// Its flows, those in TIME-WAIT included.
     pub flows: usize,
     /// Events that were not written because too many happened at once.
@@ -56,7 +59,7 @@ pub struct Published {
 
 /// How one worker is woken and given frames by the others.
 pub struct Mailbox {
-    /// Frames for this worker's flows, by the worker that they come from.
+    /// Frames for this worker's flows, and ICMP errors about them, by the worker that they come from.
     inboxes: Vec<ArrayQueue<(Side, Frame)>>,
     /// This worker's own frames on their way back, by the worker that used them.
     returns: Vec<ArrayQueue<Frame>>,
@@ -136,6 +139,18 @@ impl Ports {
         self.room[to as usize] -= 1;
         self.pending[to as usize].push(frame);
         Ok(())
+    }
+
+    /// Queues a frame that another worker has handed over for the other port. What comes back belongs to that worker: a
+    /// frame of the pool in its place, or the frame itself if it could not be queued.
+    fn forward_handed_over(&mut self, to: Side, frame: Frame) -> Result<Frame, (Frame, DropReason)> {
+        if self.room[to as usize] == 0 {
+            return Err((frame, DropReason::TransmitFull));
+        }
+        let Some(replacement) = self.pool.pop() else { return Err((frame, DropReason::TransmitFull)) };
+        self.room[to as usize] -= 1;
+        self.pending[to as usize].push(frame);
+        Ok(replacement)
     }
 
     /// Takes back what the kernel has sent, and refills the fill rings.
@@ -288,11 +303,17 @@ impl IoLoop {
             for _ in 0..BATCH {
                 let Some((from, mut frame)) = inbox.pop() else { break };
                 active = true;
-                match self.worker.handle_frame(now, from, &mut frame, &mut self.ports) {
-                    // The owner of a flow is the same for every worker, and only flows are handed over.
-                    Fate::Forward | Fate::HandOver(_) => unreachable!("a frame of a flow of this worker"),
-                    Fate::Consumed | Fate::Dropped(_) => {}
-                }
+                let frame = match self.worker.handle_frame(now, from, &mut frame, &mut self.ports) {
+                    // The owner of a flow is the same for every worker.
+                    Fate::HandOver(_) => unreachable!("a frame of a flow of this worker"),
+                    Fate::Consumed | Fate::Dropped(_) => frame,
+                    Fate::Forward => {
+                        self.ports.forward_handed_over(from.other(), frame).unwrap_or_else(|(frame, reason)| {
+                            self.worker.count_drop(reason);
+                            frame
+                        })
+                    }
+                };
                 if let Err(frame) = mailboxes[other].returns[self.index].push(frame) {
                     self.ports.pool.push(frame);
                 }
@@ -326,6 +347,7 @@ impl IoLoop {
         self.unpublished = false;
         let mut published = self.published.lock().expect("no thread panics while it holds this lock");
         published.counters.clone_from(self.worker.counters());
+        published.tcp = self.worker.tcp_counters();
         published.flows = self.worker.flow_count();
         published.events_lost = self.worker.events_lost();
     }

@@ -246,6 +246,7 @@ fn make_tap(tap: &LoadedTap, max_message: usize, seed: u64) -> Result<Tap, tap_e
             observe: tap.config.mode == config::Mode::Observe,
             on_parse_error: tap.config.on_parse_error,
             message_timeout: Some(timeout),
+            midstream: tap.config.midstream,
         },
     })
 }

@@ -31,16 +31,19 @@ impl Snapshot {
         let mut samples = Samples(Vec::new());
         self.steering_samples(&mut samples);
         let mut total = Counters::new(self.taps.len());
+        let mut tcp = [tcp::Counters::default(); 2];
         let (mut flows, mut events_lost) = (0, self.events.as_ref().map_or(0, EventSink::lost));
         for worker in &self.published {
             let worker = worker.lock().expect("no thread panics while it holds this lock");
             add(&mut total, &worker.counters);
+            tcp.iter_mut().zip(&worker.tcp).for_each(|(total, worker)| add_tcp(total, worker));
             flows += worker.flows as u64;
             events_lost += worker.events_lost;
         }
         samples.gauge("socktap_flows", "Flows in the table, those in TIME-WAIT included.", vec![], flows);
         samples.counter("socktap_events_lost", "Events that were not written.", vec![], events_lost);
         worker_samples(&mut samples, &total);
+        tcp_samples(&mut samples, &total, &tcp);
         for (tap, counters) in self.taps.iter().zip(&total.taps) {
             tap_samples(&mut samples, tap, counters);
         }
@@ -88,9 +91,43 @@ fn worker_samples(samples: &mut Samples, total: &Counters) {
     }
     let help = "Frames that changed hands to the worker that owns their flow.";
     samples.counter("socktap_frames_handed_over", help, vec![], total.frames_handed_over);
+    let help = "ICMP errors about segments of flows that a tap takes; they went across.";
+    samples.counter("socktap_icmp_errors_seen", help, vec![], total.icmp_errors_seen);
+    let help = "Flows whose segments were made shorter, since the path does not carry longer ones.";
+    samples.counter("socktap_segments_shortened", help, vec![], total.segments_shortened);
     for reason in DropReason::ALL {
         let labels = vec![("reason", reason.as_str().into())];
         samples.counter("socktap_frames_dropped", "Frames dropped.", labels, total.dropped[reason as usize]);
+    }
+}
+
+fn tcp_samples(samples: &mut Samples, total: &Counters, tcp: &[tcp::Counters; 2]) {
+    let changes = [
+        ("option_removed", total.handshakes.options_removed),
+        ("ecn_removed", total.handshakes.ecn_removed),
+        ("mss_lowered", total.handshakes.mss_lowered),
+        ("byte_of_text_removed", total.handshakes.text_removed),
+    ];
+    for (change, value) in changes {
+        let help = "What was changed in handshakes that pass through.";
+        samples.counter("socktap_handshake_changes", help, vec![("change", change.into())], value);
+    }
+    for side in Side::BOTH {
+        let counters = &tcp[side as usize];
+        let events = [
+            ("unacceptable_segment", counters.unacceptable_segments),
+            ("old_timestamp", counters.old_timestamps),
+            ("challenge_ack", counters.challenge_acks),
+            ("challenge_ack_withheld", counters.challenge_acks_withheld),
+            ("retransmission", counters.retransmissions),
+            ("retransmission_timeout", counters.retransmission_timeouts),
+            ("tail_loss_probe", counters.tail_loss_probes),
+            ("undone_recovery", counters.undone_recoveries),
+        ];
+        for (event, value) in events {
+            let labels = vec![("port", side.as_str().into()), ("event", event.into())];
+            samples.counter("socktap_tcp_events", "What happened in terminated connections.", labels, value);
+        }
     }
 }
 
@@ -108,6 +145,8 @@ fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::Tap
     for (what, value) in flows {
         samples.counter("socktap_flow_events", "What happened to flows.", vec![name(), ("event", what.into())], value);
     }
+    let help = "Segments of connections that were open before, which went across unjudged.";
+    samples.counter("socktap_midstream_passed", help, vec![name()], counters.midstream_passed);
     for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
         let labels = || vec![name(), ("direction", kind.to_string())];
         for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
@@ -137,6 +176,12 @@ fn add(total: &mut Counters, worker: &Counters) {
     each(&mut total.frames_forwarded, &worker.frames_forwarded);
     each(&mut total.dropped, &worker.dropped);
     total.frames_handed_over += worker.frames_handed_over;
+    total.handshakes.options_removed += worker.handshakes.options_removed;
+    total.handshakes.ecn_removed += worker.handshakes.ecn_removed;
+    total.handshakes.mss_lowered += worker.handshakes.mss_lowered;
+    total.handshakes.text_removed += worker.handshakes.text_removed;
+    total.icmp_errors_seen += worker.icmp_errors_seen;
+    total.segments_shortened += worker.segments_shortened;
     for (total, worker) in total.taps.iter_mut().zip(&worker.taps) {
         total.flows_opened += worker.flows_opened;
         total.flows_established += worker.flows_established;
@@ -145,6 +190,7 @@ fn add(total: &mut Counters, worker: &Counters) {
         total.flows_disconnected += worker.flows_disconnected;
         total.flows_timed_out += worker.flows_timed_out;
         total.flows_closed += worker.flows_closed;
+        total.midstream_passed += worker.midstream_passed;
         for (total, worker) in total.directions.iter_mut().zip(&worker.directions) {
             each(&mut total.messages, &worker.messages);
             each(&mut total.bytes, &worker.bytes);
@@ -153,4 +199,15 @@ fn add(total: &mut Counters, worker: &Counters) {
             total.discarded_bytes += worker.discarded_bytes;
         }
     }
+}
+
+fn add_tcp(total: &mut tcp::Counters, worker: &tcp::Counters) {
+    total.unacceptable_segments += worker.unacceptable_segments;
+    total.old_timestamps += worker.old_timestamps;
+    total.challenge_acks += worker.challenge_acks;
+    total.challenge_acks_withheld += worker.challenge_acks_withheld;
+    total.retransmissions += worker.retransmissions;
+    total.retransmission_timeouts += worker.retransmission_timeouts;
+    total.tail_loss_probes += worker.tail_loss_probes;
+    total.undone_recoveries += worker.undone_recoveries;
 }

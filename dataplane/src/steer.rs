@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use tcp::wire::{self, Checksum, Headers, Parsed};
+use tcp::wire::{self, Checksum, Headers, IcmpError, Parsed};
 
 use crate::counters::DropReason;
 
@@ -59,6 +59,16 @@ impl FlowKey {
         Self { client, server, vlan: headers.vlan }
     }
 
+    /// The key of the flow that an ICMP error is about which came in on port `from`: it travels to the host that had sent the
+    /// quoted segment, so that is the end on the other port.
+    pub fn of_icmp_error(from: Side, error: &IcmpError) -> Self {
+        let (client, server) = match from {
+            Side::Client => (error.destination, error.source),
+            Side::Server => (error.source, error.destination),
+        };
+        Self { client, server, vlan: error.vlan }
+    }
+
     /// Distinct keys give distinct bytes: input for a keyed hash.
     pub(crate) fn to_bytes(self) -> [u8; 41] {
         let mut bytes = [0; 41];
@@ -101,7 +111,6 @@ impl Selection {
 
 /// What becomes of a frame.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "made and taken apart once a frame, on the stack")]
 pub enum Steered {
     /// A TCP segment with a good checksum whose flow tap number `tap` takes.
     Tap {
@@ -111,6 +120,17 @@ pub enum Steered {
         key: FlowKey,
         /// The parsed headers.
         headers: Headers,
+    },
+    /// An ICMP error about a segment of a flow that a tap takes. It goes across like [`Steered::Forward`]; the flow is to
+    /// hear of it on its way.
+    Icmp {
+        /// The flow.
+        key: FlowKey,
+        /// The end whose host had sent the quoted segment, by its addresses: the port that the error goes out of. On the
+        /// wire, the segment came out of our connection on the other side.
+        sender: Side,
+        /// What the error says. Not believed yet: see [`IcmpError`].
+        error: IcmpError,
     },
     /// No tap's business: out of the other port, as it is.
     Forward,
@@ -131,9 +151,20 @@ pub fn steer<'a>(
         }
         Ok(Steered::Forward)
     };
-    // What cannot be parsed cannot be a flow of ours: the receiver judges it, as it would without us.
-    let Ok(Parsed::Tcp(headers)) = wire::parse(frame) else {
-        return forward(frame);
+    let headers = match wire::parse(frame) {
+        Ok(Parsed::Tcp(headers)) => headers,
+        Ok(Parsed::Other) => {
+            if let Some(error) = wire::parse_icmp_error(frame) {
+                // An error that travels the way of the quoted segment is nobody's answer: read like this, it is of no flow.
+                let key = FlowKey::of_icmp_error(from, &error);
+                if selections.any(|selection| selection.matches(key.client, key.server)) {
+                    return Ok(Steered::Icmp { key, sender: from.other(), error });
+                }
+            }
+            return forward(frame);
+        }
+        // What cannot be parsed cannot be a flow of ours: the receiver judges it, as it would without us.
+        Err(_) => return forward(frame),
     };
     let key = FlowKey::new(from, &headers);
     let Some(tap) = selections.position(|selection| selection.matches(key.client, key.server)) else {

@@ -10,10 +10,10 @@
 
 use std::collections::VecDeque;
 
-use config::OnParseError;
+use config::{Midstream, OnParseError};
 use tap_engine::{Filter, MessageBuffer};
 use tcp::time::{Duration, Instant};
-use tcp::wire::{self, Headers};
+use tcp::wire::{self, Headers, IcmpError};
 use tcp::{FrameSink, Options, Stack};
 
 use crate::counters::{Counters, DropReason};
@@ -52,6 +52,8 @@ pub struct TapState {
     pub on_parse_error: OnParseError,
     /// How long a message may stay incomplete.
     pub message_timeout: Option<Duration>,
+    /// The policy for segments of connections that we did not see open.
+    pub midstream: Midstream,
 }
 
 impl TapState {
@@ -207,16 +209,44 @@ impl Worker {
             Ok(Steered::Tap { tap, key, headers }) => {
                 let owner = self.owner(&key);
                 if owner != self.index {
-                    self.counters.frames_received[from as usize] -= 1;
-                    self.counters.frames_handed_over += 1;
-                    return Fate::HandOver(owner);
+                    return self.hand_over(from, owner);
                 }
                 match self.handle_segment(now, from, tap, &key, &headers, frame, out) {
-                    Ok(()) => Fate::Consumed,
+                    Ok(fate) => fate,
                     Err(reason) => Fate::Dropped(self.counters.drop(reason)),
                 }
             }
+            Ok(Steered::Icmp { key, error, .. }) => {
+                let owner = self.owner(&key);
+                if owner != self.index {
+                    return self.hand_over(from, owner);
+                }
+                self.handle_icmp(now, from, &key, &error);
+                self.counters.frames_forwarded[from as usize] += 1;
+                Fate::Forward
+            }
             Err(reason) => Fate::Dropped(self.counters.drop(reason)),
+        }
+    }
+
+    /// The frame that came in on the port of side `from` belongs to a flow of another worker, which counts it.
+    fn hand_over(&mut self, from: Side, owner: usize) -> Fate {
+        self.counters.frames_received[from as usize] -= 1;
+        self.counters.frames_handed_over += 1;
+        Fate::HandOver(owner)
+    }
+
+    /// An ICMP error about a segment of a flow of this worker, if there is such a flow. It came from the path to the host on
+    /// side `from`, and is about what that one was sent.
+    fn handle_icmp(&mut self, now: Instant, from: Side, key: &FlowKey, error: &IcmpError) {
+        self.counters.icmp_errors_seen += 1;
+        let Some(mtu) = error.next_mtu else { return };
+        let Some(id) = self.flows.find(key) else { return };
+        if let Phase::Open(open) = &mut self.flows[id].phase
+            && open.handle_packet_too_big(now, from, error.seq, mtu as usize)
+        {
+            self.counters.segments_shortened += 1;
+            self.touch(id);
         }
     }
 
@@ -307,21 +337,17 @@ impl Worker {
         headers: &Headers,
         frame: &mut [u8],
         out: &mut impl Output,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Fate, DropReason> {
         let flags = headers.flags;
         let opens = from == Side::Client && flags.syn() && !flags.ack() && !flags.rst() && !flags.fin();
         if let Some(id) = self.flows.find(key) {
             if !(opens && self.gives_way(id, headers.seq)) {
-                return self.handle_known(now, from, id, headers, frame, out);
+                return self.handle_known(now, from, id, headers, frame, out).map(|()| Fate::Consumed);
             }
             self.remove(id);
         }
         if !opens {
-            // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
-            if !headers.flags.rst() {
-                wire::build_rst(&mut ToSide { out, to: from }, &headers.envelope().reversed(), headers);
-            }
-            return Err(DropReason::Midstream);
+            return self.handle_midstream(from, tap, headers, frame, out);
         }
         if !tcp::is_possible(key.client, key.server) {
             return Err(DropReason::Unaddressable);
@@ -333,7 +359,37 @@ impl Worker {
         let flow = Flow::new(now, tap, headers);
         let id = self.flows.insert(*key, flow).map_err(|_| DropReason::TableFull)?;
         self.counters.taps[tap].flows_opened += 1;
-        self.handle_known(now, from, id, headers, frame, out)
+        self.touch(id);
+        self.handle_known(now, from, id, headers, frame, out).map(|()| Fate::Consumed)
+    }
+
+    /// A segment that belongs to no flow and opens none: its connection was there before we were.
+    fn handle_midstream(
+        &mut self,
+        from: Side,
+        tap: usize,
+        headers: &Headers,
+        frame: &mut [u8],
+        out: &mut impl Output,
+    ) -> Result<Fate, DropReason> {
+        // A SYN without ACK (with FIN, or from the server) may still open a connection, and that would never be judged.
+        let opens = headers.flags.syn() && !headers.flags.ack();
+        match self.taps[tap].state.midstream {
+            Midstream::Pass if !opens => {
+                if self.accept_partial[from as usize] {
+                    wire::complete_partial_checksum(frame);
+                }
+                self.counters.taps[tap].midstream_passed += 1;
+                self.counters.frames_forwarded[from as usize] += 1;
+                return Ok(Fate::Forward);
+            }
+            // RFC 9293 §3.10.7.1: what arrives for no connection is reset, except a reset.
+            Midstream::Reset | Midstream::Pass if !headers.flags.rst() => {
+                wire::build_rst(&mut ToSide { out, to: from }, &headers.envelope().reversed(), headers);
+            }
+            _ => {}
+        }
+        Err(DropReason::Midstream)
     }
 
     /// A segment of a flow that is in the table.
@@ -393,7 +449,13 @@ impl Worker {
                     let key = *self.flows.key(id);
                     self.events.push(FlowEvent { at: now, tap, key, from: None, kind: EventKind::Refused });
                 }
-                self.remove(id);
+                // The reset may not arrive: it could be made to expire behind us. As long as the flow is known, nothing of it
+                // passes unjudged.
+                if self.taps[tap].state.midstream == Midstream::Pass {
+                    self.touch(id);
+                } else {
+                    self.remove(id);
+                }
                 return self.relay(from, headers, frame, out);
             }
             Step::Establish => {

@@ -5,13 +5,16 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use common::{Lab, Random, SERVER_V4, SERVERS, STEP_LIMIT, assert_same_bytes, connect_from, listen_in};
 
+/// The ports that the taps take: 4444 to 5443.
 const PORT: u16 = 4444;
+const PORTS: u16 = 1000;
 
 /// Both directions judged: a message whose first byte is `D` is dropped, `X` disconnects, all else passes.
-const FILTERED: &str = "[[tap]]\nname = \"framed\"\nserver_port = [4444]\n\
+const FILTERED: &str = "[[tap]]\nname = \"framed\"\nserver_port = [\"4444-5443\"]\n\
     receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n\
     send = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n";
 
@@ -70,7 +73,9 @@ fn read_to_end(mut stream: &TcpStream, what: &str) -> Vec<u8> {
 
 /// A connection through the wire: (the client's end, the server's end).
 fn pair(lab: &Lab, server: std::net::IpAddr) -> (TcpStream, TcpStream) {
-    let address = SocketAddr::new(server, PORT);
+    // A port of its own each: a program that another test is just starting may hold a copy of the last listening socket.
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let address = SocketAddr::new(server, PORT + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS);
     let listener = listen_in(&lab.server, address);
     let client = connect_from(&lab.client, address, STEP_LIMIT).expect("connect");
     let (served, _) = listener.accept().expect("accept");
@@ -250,7 +255,7 @@ fn lines_with_the_forbidden_word_vanish() {
     lab.write_shipped_programs();
     let mut socktap = lab.socktap(&lab.ops(
         "",
-        "[[tap]]\nname = \"lines\"\nserver_port = [4444]\n\
+        "[[tap]]\nname = \"lines\"\nserver_port = [\"4444-5443\"]\n\
          receive = { object = \"lines.bpf.o\", parser = \"parse_line\", verdict = \"no_word\" }\n",
     ));
     let mut random = Random::from_environment(11);
@@ -354,7 +359,7 @@ fn receive_and_send_are_those_of_the_application() {
     let Some(lab) = Lab::start() else { return };
     lab.write_shipped_programs();
     // Only what the client, as the application, receives is judged.
-    let tap = "[[tap]]\nname = \"framed\"\nserver_port = [4444]\napplication = \"client\"\n\
+    let tap = "[[tap]]\nname = \"framed\"\nserver_port = [\"4444-5443\"]\napplication = \"client\"\n\
         receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n";
     let mut socktap = lab.socktap(&lab.ops("", tap));
     let (mut client, mut served) = pair(&lab, SERVER_V4);

@@ -47,6 +47,7 @@ fn worker() -> Worker {
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,
             message_timeout: Some(Duration::from_secs(5)),
+            midstream: config::Midstream::Reset,
         },
     };
     let config = WorkerConfig {

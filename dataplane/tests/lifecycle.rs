@@ -175,6 +175,66 @@ fn native_mode_that_the_driver_refuses_is_an_error() {
     assert!(!lab.xdp_attached(), "{}", lab.wire.links());
 }
 
+/// What `midstream` makes of connections that are older than socktap, over more than one worker.
+#[test]
+fn older_connections_pass_or_are_reset() {
+    let queues = Some(2);
+    let Some(lab) = Lab::start_with(LabOptions { wire_queues: queues, host_queues: queues, ..LabOptions::default() })
+    else {
+        return;
+    };
+    need(&["curl"]);
+    let address = SocketAddr::new(SERVER_V4, 4448);
+    let listener = listen_in(&lab.server, address);
+    // Without a tap everything crosses: this socktap only stands in for a wire.
+    let mut socktap = lab.socktap(&lab.ops("", ""));
+    let mut connections: Vec<_> = (0..8)
+        .map(|_| {
+            let client = connect_from(&lab.client, address, STEP_LIMIT).expect("connect");
+            let (served, _) = listener.accept().expect("accept");
+            served.set_read_timeout(Some(STEP_LIMIT)).expect("a timeout");
+            (client, served)
+        })
+        .collect();
+    assert_eq!(socktap.terminate().code(), Some(0));
+
+    let metrics = "[metrics]\nlisten = \"127.0.0.1:9464\"\n\n";
+    let mut socktap = lab.socktap(&lab.ops("", &format!("{metrics}{PASS_ALL}midstream = \"pass\"\n")));
+    // More frames than the workers have, so that one that got lost would be missed.
+    let contents = vec![b'x'; 4_000_000];
+    for (client, served) in &connections {
+        for (mut from, mut to) in [(client, served), (served, client)] {
+            std::thread::scope(|scope| {
+                scope.spawn(|| from.write_all(&contents).expect("write"));
+                let mut received = vec![0; contents.len()];
+                to.read_exact(&mut received).expect("read");
+                assert!(received == contents);
+            });
+        }
+    }
+    let value = |metrics: &str, name: &str| -> u64 {
+        let line =
+            metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name}: {metrics}"));
+        line.rsplit(' ').next().expect("a value").parse().expect("a number")
+    };
+    wait_until("the counters to tell of it", STEP_LIMIT, || {
+        let metrics = lab.wire.run("curl", &["-sS", "--fail", "http://127.0.0.1:9464/metrics"]);
+        value(&metrics, "socktap_midstream_passed_total{tap=\"all\"}") > 10_000
+            && value(&metrics, "socktap_frames_handed_over_total") > 1000
+            && value(&metrics, "socktap_flow_events_total{tap=\"all\",event=\"opened\"}") == 0
+    });
+    socktap.assert_healthy();
+    assert_eq!(socktap.terminate().code(), Some(0));
+
+    let mut socktap = lab.socktap(&lab.ops("", PASS_ALL));
+    for (client, _) in &mut connections {
+        client.write_all(b"still there?").expect("write");
+        let error = client.read(&mut [0; 8]).expect_err("reset");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset, "{error}");
+    }
+    socktap.assert_healthy();
+}
+
 #[test]
 fn the_metrics_tell_what_happened() {
     let Some(lab) = Lab::start() else { return };

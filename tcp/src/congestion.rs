@@ -1,7 +1,9 @@
-//! How much may be on its way: slow start (RFC 5681, RFC 6928), CUBIC (RFC 9438), and proportional rate reduction while
-//! losses are repaired (RFC 6937).
+//! How much may be on its way: slow start (RFC 5681, RFC 6928) that ends when round trips take longer (HyStart++, RFC 9406),
+//! CUBIC (RFC 9438), and proportional rate reduction while losses are repaired (RFC 6937).
 
 use smoltcp::time::{Duration, Instant};
+
+use crate::sequence::is_before;
 
 /// CUBIC's multiplicative decrease (RFC 9438 §4.6).
 const BETA: f64 = 0.7;
@@ -9,6 +11,15 @@ const BETA: f64 = 0.7;
 const C: f64 = 0.4;
 /// The factor by which CUBIC's window grows like Reno's (RFC 9438 §4.3).
 const ALPHA: f64 = 3.0 * (1.0 - BETA) / (1.0 + BETA);
+
+/// How much longer a round trip has to take before slow start is slowed down (RFC 9406 §4.3).
+const LEAST_RTT_THRESHOLD: Duration = Duration::from_millis(4);
+const LARGEST_RTT_THRESHOLD: Duration = Duration::from_millis(16);
+/// Measurements that a round has to have before its minimum counts (RFC 9406 §4.3).
+const ROUND_SAMPLES: u32 = 8;
+/// By how much conservative slow start is slower, and how many rounds it takes (RFC 9406 §4.3).
+const CONSERVATIVE_DIVISOR: usize = 4;
+const CONSERVATIVE_ROUNDS: u32 = 5;
 
 /// Sizes of windows, all in bytes.
 #[derive(Clone, Debug)]
@@ -21,6 +32,20 @@ pub(crate) struct Congestion {
     /// The present stage of congestion avoidance.
     epoch: Option<Epoch>,
     episode: Option<Episode>,
+    start: SlowStart,
+}
+
+/// Rounds of slow start (RFC 9406 §4.2).
+#[derive(Clone, Copy, Debug, Default)]
+struct SlowStart {
+    /// `windowEnd`: the round ends when this is acknowledged. None: there was no round yet.
+    end: Option<u32>,
+    /// `lastRoundMinRTT`, `currentRoundMinRTT`, `rttSampleCount`.
+    last: Option<Duration>,
+    current: Option<Duration>,
+    samples: u32,
+    /// In conservative slow start: `cssBaselineMinRtt`, and rounds so far.
+    conservative: Option<(Duration, u32)>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +84,11 @@ pub(crate) struct Acked {
     pub(crate) delivered: usize,
     /// SND.UNA has moved.
     pub(crate) advanced: bool,
+    /// SND.UNA and SND.NXT.
+    pub(crate) una: u32,
+    pub(crate) nxt: u32,
+    /// A measurement of the round-trip time.
+    pub(crate) rtt: Option<Duration>,
     /// Bytes on their way before the ACK.
     pub(crate) pipe_before: usize,
     /// Bytes on their way now.
@@ -67,7 +97,15 @@ pub(crate) struct Acked {
 
 impl Congestion {
     pub(crate) fn new(mss: usize) -> Self {
-        Self { mss, cwnd: initial_window(mss), ssthresh: usize::MAX, w_max: 0.0, epoch: None, episode: None }
+        Self {
+            mss,
+            cwnd: initial_window(mss),
+            ssthresh: usize::MAX,
+            w_max: 0.0,
+            epoch: None,
+            episode: None,
+            start: SlowStart::default(),
+        }
     }
 
     /// The congestion window.
@@ -130,11 +168,11 @@ impl Congestion {
         }
     }
 
-    /// An ACK has come, and losses have been looked for. `una`: SND.UNA.
-    pub(crate) fn on_ack(&mut self, now: Instant, una: u32, acked: Acked, srtt: Option<Duration>) {
+    /// An ACK has come, and losses have been looked for.
+    pub(crate) fn on_ack(&mut self, now: Instant, acked: Acked, srtt: Option<Duration>) {
         match &mut self.episode {
             Some(Episode { kind: Kind::Recovery { flight, delivered, out }, point, .. }) => {
-                if !crate::sequence::is_before(una, *point) {
+                if !is_before(acked.una, *point) {
                     self.cwnd = self.ssthresh;
                     self.episode = None;
                     return;
@@ -154,7 +192,7 @@ impl Congestion {
                 self.cwnd = acked.pipe + if *out == 0 { room.max(self.mss) } else { room };
             }
             Some(Episode { kind: Kind::Loss, point, .. }) => {
-                let ends = !crate::sequence::is_before(una, *point);
+                let ends = !is_before(acked.una, *point);
                 self.grow(now, acked, srtt);
                 if ends {
                     self.episode = None;
@@ -172,7 +210,11 @@ impl Congestion {
         if self.cwnd < self.ssthresh {
             // A window that was not used says nothing about the path (RFC 7661 §3; `tcp_is_cwnd_limited` of Linux).
             if acked.pipe_before * 2 >= self.cwnd {
-                self.cwnd = (self.cwnd + acked.delivered).min(self.ssthresh.max(self.cwnd));
+                let slower = if self.start.conservative.is_some() { CONSERVATIVE_DIVISOR } else { 1 };
+                self.cwnd = (self.cwnd + acked.delivered / slower).min(self.ssthresh);
+            }
+            if self.start.is_over_after(&acked) {
+                self.ssthresh = self.cwnd;
             }
         } else if acked.pipe_before + 3 * self.mss >= self.cwnd {
             self.avoid_congestion(now, acked.delivered, srtt.unwrap_or_default());
@@ -217,6 +259,39 @@ impl Congestion {
     }
 }
 
+impl SlowStart {
+    /// Takes an ACK (RFC 9406 §4.2). True: slow start is over.
+    fn is_over_after(&mut self, acked: &Acked) -> bool {
+        if self.end.is_none_or(|end| !is_before(acked.una, end)) {
+            // A new round.
+            self.end = Some(acked.nxt);
+            (self.last, self.current, self.samples) = (self.current, None, 0);
+            if let Some((_, rounds)) = &mut self.conservative {
+                *rounds += 1;
+                if *rounds > CONSERVATIVE_ROUNDS {
+                    return true;
+                }
+            }
+        }
+        let Some(rtt) = acked.rtt else { return false };
+        self.samples += 1;
+        let current = self.current.map_or(rtt, |current| current.min(rtt));
+        self.current = Some(current);
+        let Some(last) = self.last.filter(|_| self.samples >= ROUND_SAMPLES) else { return false };
+        match self.conservative {
+            Some((baseline, _)) if current < baseline => self.conservative = None,
+            Some(_) => {}
+            None => {
+                let threshold = (last / 8).clamp(LEAST_RTT_THRESHOLD, LARGEST_RTT_THRESHOLD);
+                if current >= last + threshold {
+                    self.conservative = Some((current, 0));
+                }
+            }
+        }
+        false
+    }
+}
+
 /// RFC 6928 §2.
 fn initial_window(mss: usize) -> usize {
     (10 * mss).min((2 * mss).max(14_600))
@@ -228,17 +303,17 @@ mod tests {
 
     const MSS: usize = 1000;
 
-    fn acked(delivered: usize, pipe: usize) -> Acked {
-        Acked { delivered, advanced: true, pipe_before: pipe + delivered, pipe }
+    fn acked(una: u32, delivered: usize, pipe: usize) -> Acked {
+        Acked { delivered, advanced: true, una, nxt: una + 1, rtt: None, pipe_before: pipe + delivered, pipe }
     }
 
     #[test]
     fn slow_start_doubles_a_window_that_is_used_and_no_other() {
         let mut congestion = Congestion::new(MSS);
         assert_eq!(congestion.window(), 10 * MSS);
-        congestion.on_ack(Instant::ZERO, 0, acked(10 * MSS, 0), None);
+        congestion.on_ack(Instant::ZERO, acked(0, 10 * MSS, 0), None);
         assert_eq!(congestion.window(), 20 * MSS);
-        congestion.on_ack(Instant::ZERO, 0, acked(MSS, 0), None);
+        congestion.on_ack(Instant::ZERO, acked(0, MSS, 0), None);
         assert_eq!(congestion.window(), 20 * MSS);
     }
 
@@ -250,19 +325,14 @@ mod tests {
         let (mut pipe, mut sent) = (99 * MSS, 0);
         for _ in 0..99 {
             pipe -= MSS;
-            congestion.on_ack(
-                Instant::ZERO,
-                5,
-                Acked { delivered: MSS, advanced: false, pipe_before: pipe + MSS, pipe },
-                None,
-            );
+            congestion.on_ack(Instant::ZERO, Acked { advanced: false, ..acked(5, MSS, pipe) }, None);
             while pipe + MSS <= congestion.window() {
                 congestion.on_sent(MSS);
                 (pipe, sent) = (pipe + MSS, sent + MSS);
             }
         }
         assert!((65 * MSS..75 * MSS).contains(&sent), "{sent}");
-        congestion.on_ack(Instant::ZERO, 1000, acked(MSS, pipe), None);
+        congestion.on_ack(Instant::ZERO, acked(1000, MSS, pipe), None);
         assert_eq!(congestion.window(), 70 * MSS);
         assert!(!congestion.is_repairing());
     }
@@ -283,7 +353,7 @@ mod tests {
     fn cubic_comes_back_to_the_old_window_after_k() {
         let mut congestion = Congestion { cwnd: 1000 * MSS, ssthresh: 1, ..Congestion::new(MSS) };
         congestion.on_loss(1, 0, 1000 * MSS);
-        congestion.on_ack(Instant::ZERO, 1, acked(MSS, 0), None);
+        congestion.on_ack(Instant::ZERO, acked(1, MSS, 0), None);
         assert_eq!(congestion.window(), 700 * MSS);
         let k = (300.0_f64 / C).cbrt();
         let rtt = Duration::from_millis(100);
@@ -291,7 +361,7 @@ mod tests {
         let mut at_k = 0;
         while now < Instant::from_micros((2.0 * k * 1e6) as i64) {
             let window = congestion.window();
-            congestion.on_ack(now, 2, Acked { delivered: window, advanced: true, pipe_before: window, pipe: 0 }, None);
+            congestion.on_ack(now, acked(2, window, 0), None);
             now += rtt;
             if now.total_micros() as f64 / 1e6 <= k {
                 at_k = congestion.window();
@@ -299,5 +369,27 @@ mod tests {
         }
         assert!((980 * MSS..1010 * MSS).contains(&at_k), "{at_k}");
         assert!(congestion.window() > 1200 * MSS, "{}", congestion.window());
+    }
+
+    /// RFC 9406: a queue that builds up slows slow start down, and ends it after five rounds.
+    #[test]
+    fn slow_start_ends_when_round_trips_take_longer() {
+        let mut congestion = Congestion::new(MSS);
+        let mut round = |una: u32, millis: u64| {
+            for number in 0..10 {
+                let rtt = Some(Duration::from_millis(millis));
+                let ack = Acked { una: una + number, nxt: una + 10, rtt, ..acked(0, MSS, congestion.cwnd) };
+                congestion.on_ack(Instant::ZERO, ack, None);
+            }
+            (congestion.cwnd, congestion.ssthresh == usize::MAX)
+        };
+        assert_eq!(round(0, 50), (20 * MSS, true));
+        assert_eq!(round(10, 55), (30 * MSS, true), "5 ms are less than an eighth");
+        let (window, _) = round(20, 62);
+        assert!((36 * MSS..39 * MSS).contains(&window), "{window}: slower from the eighth measurement on");
+        for number in 3..8 {
+            assert_eq!(round(number * 10, 63).1, true, "round {number}");
+        }
+        assert_eq!(round(80, 63).1, false);
     }
 }

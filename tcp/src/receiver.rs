@@ -394,28 +394,30 @@ impl Receiver {
 
     /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
     pub(crate) fn last_ack(&self) -> Ack {
-        // (A FIN may lie behind the edge.)
-        let window = later(self.edge, self.acked).wrapping_sub(self.acked) >> self.shift;
-        Ack { number: self.acked, window: u16::try_from(window).unwrap_or(u16::MAX) }
+        Ack { number: self.acked, window: self.window_field() }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if
     /// what the field rounds up to would not find room, it is rounded down (RFC 7323 §2.4).
     fn show(&mut self) -> u16 {
-        let nxt = self.nxt();
-        let unit = 1u32 << self.shift;
         let target = self.inner_edge.wrapping_sub(self.slack());
         let gain = target.wrapping_sub(self.edge) as i32;
         if !self.fin_received && i64::from(gain) >= self.worth_showing() {
             self.edge = target;
         }
+        let field = self.window_field();
+        self.edge = later(self.edge, self.nxt().wrapping_add(u32::from(field) << self.shift));
+        field
+    }
+
+    /// The window that was shown last, as a field of a segment that leaves now.
+    pub(crate) fn window_field(&self) -> u16 {
+        let nxt = self.nxt();
         let window = if is_before(nxt, self.edge) { self.edge.wrapping_sub(nxt) } else { 0 };
-        let rounded_up = window.div_ceil(unit);
+        let rounded_up = window.div_ceil(1 << self.shift);
         let sure = self.inner_edge.wrapping_sub(self.inner_unit() - 1);
         let fits = !is_before(sure, nxt.wrapping_add(rounded_up << self.shift));
-        let field = u16::try_from(if fits { rounded_up } else { window >> self.shift }).unwrap_or(u16::MAX);
-        self.edge = later(self.edge, nxt.wrapping_add(u32::from(field) << self.shift));
-        field
+        u16::try_from(if fits { rounded_up } else { window >> self.shift }).unwrap_or(u16::MAX)
     }
 }
 

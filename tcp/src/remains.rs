@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     /// We have reset it; the reset may have got lost.
     Reset,
     /// TIME-WAIT: our ACK of the peer's FIN may have got lost.
-    TimeWait { local: SocketAddr, remote: SocketAddr, seq: u32, ack: u32, clock: Option<Clock> },
+    TimeWait { local: SocketAddr, remote: SocketAddr, seq: u32, ack: u32, window: u16, clock: Option<Clock> },
 }
 
 impl Remains {
@@ -28,7 +28,7 @@ impl Remains {
             // peer that had not received all that was before the reset.
             Kind::Reset => wire::build_rst(sink, envelope, h),
             // RFC 9293 §3.10.7.4, eighth, TIME-WAIT: "acknowledge it". RFC 1337 §3(a): a reset is ignored.
-            Kind::TimeWait { local, remote, seq, ack, clock } => {
+            Kind::TimeWait { local, remote, seq, ack, window, clock } => {
                 let mut options = OptionWriter::default();
                 clock.into_iter().for_each(|clock| options.timestamps(clock.stamp(now)));
                 let segment = Segment {
@@ -37,7 +37,7 @@ impl Remains {
                     seq,
                     ack,
                     flags: Flags::ACK,
-                    window: 0,
+                    window,
                     options: options.as_bytes(),
                     payload: [&[]; 2],
                 };

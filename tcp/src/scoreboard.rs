@@ -51,6 +51,8 @@ pub(crate) struct Arrived {
     pub(crate) rtt: Option<Duration>,
     /// A segment that was sent again is among what is acknowledged.
     pub(crate) ever_again: bool,
+    /// So is one, or in a SACK block, that was taken for lost and not sent again.
+    pub(crate) mistaken: bool,
 }
 
 /// A place in the scoreboard that stays valid while earlier segments leave it.
@@ -286,6 +288,7 @@ impl Scoreboard {
         arrived: &mut Arrived,
     ) {
         let rtt = now - sent.at;
+        arrived.mistaken |= sent.lost && !sent.ever_again;
         if sent.ever_again {
             // The ACK may be of an earlier transmission.
             if answers_original(sent.at) || self.min_rtt.is_some_and(|(least, _)| rtt < least) {

@@ -17,7 +17,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::congestion::{Acked, Congestion};
 use crate::rtt::Rtt;
-use crate::scoreboard::Scoreboard;
+use crate::scoreboard::{Arrived, Scoreboard};
 use crate::sequence::is_before;
 use crate::stack::{Budget, Counters};
 use crate::wire::SackBlock;
@@ -329,17 +329,26 @@ impl Sender {
             let sacked = self.scoreboard.sack(now, feedback.sack, self.nxt);
             arrived.bytes += sacked.bytes;
             arrived.rtt = arrived.rtt.or(sacked.rtt);
+            arrived.mistaken |= sacked.mistaken;
         }
         arrived.rtt.into_iter().for_each(|rtt| self.rtt.sample(rtt));
         if advanced || arrived.bytes > 0 || (window_changed && self.scoreboard.is_empty()) {
             self.backoff = 0;
             self.due = None;
         }
-        self.notice_undo(twice, advanced, arrived.ever_again, counters, answers_original);
+        self.notice_undo(twice, advanced, &arrived, counters, answers_original);
         self.notice_tail_probe(feedback, twice, advanced);
         let lost = self.notice_losses(now, feedback, advanced, window_changed);
-        let acked = Acked { delivered: arrived.bytes, advanced, pipe_before, pipe: self.estimated_pipe() };
-        self.congestion.on_ack(now, self.una, acked, self.rtt.smoothed());
+        let acked = Acked {
+            delivered: arrived.bytes,
+            advanced,
+            una: self.una,
+            nxt: self.nxt,
+            rtt: arrived.rtt,
+            pipe_before,
+            pipe: self.estimated_pipe(),
+        };
+        self.congestion.on_ack(now, acked, self.rtt.smoothed());
         if !self.congestion.is_repairing() {
             self.undo = Undo::default();
         }
@@ -380,7 +389,7 @@ impl Sender {
         &mut self,
         twice: bool,
         advanced: bool,
-        ever_again: bool,
+        arrived: &Arrived,
         counters: &mut Counters,
         answers_original: impl Fn(Instant) -> bool,
     ) {
@@ -388,11 +397,17 @@ impl Sender {
             self.scoreboard.be_patient();
             self.undo.unconfirmed = self.undo.unconfirmed.saturating_sub(1);
         }
-        let Some(first_again) = self.undo.first_again.filter(|_| self.congestion.is_repairing()) else { return };
-        // RFC 3522: the ACK was sent for the original, before what was sent again could arrive. RFC 3708: all of it was
-        // received twice.
-        let by_timestamp = advanced && ever_again && answers_original(first_again);
-        if by_timestamp || (twice && self.undo.unconfirmed == 0) {
+        let for_nothing = match self.undo.first_again {
+            // Nothing was sent again, and yet what was taken for lost has arrived.
+            None => arrived.mistaken,
+            // RFC 3522: the ACK was sent for the original, before what was sent again could arrive. RFC 3708: all of it was
+            // received twice.
+            Some(first_again) => {
+                (advanced && arrived.ever_again && answers_original(first_again))
+                    || (twice && self.undo.unconfirmed == 0)
+            }
+        };
+        if for_nothing && self.congestion.is_repairing() {
             self.congestion.undo();
             self.scoreboard.forget_losses();
             counters.undone_recoveries += 1;

@@ -3,6 +3,8 @@
  * The XDP program: decides from a frame's headers what becomes of it.
  *
  *   selected by a tap  -> the AF_XDP socket of its rx queue; no socket there: dropped (closed for what a tap selects)
+ *   an ICMP error      -> if it quotes TCP: the same socket, since it may be about a tapped flow, and the worker sends it
+ *   about TCP             across; no socket there: across
  *   everything else    -> across, to the other port: through the devmap, or through the AF_XDP socket when the
  *                         worker forwards it (`cross_by_worker`)
  *
@@ -12,6 +14,7 @@
  * What cannot be parsed as far as the TCP ports is never given to a tap: it crosses, and is counted.
  */
 #include <linux/bpf.h>
+#include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -29,8 +32,14 @@
 #define IP_FRAGMENT 0x3fff   /* more fragments, or an offset; not "don't fragment" */
 #define EXTENSION_HEADERS 8  /* IPv6 extension headers that are walked */
 
+/* RFC 792. linux/icmp.h has them too, but needs the C library. */
+#define ICMP_DEST_UNREACH 3
+#define ICMP_SOURCE_QUENCH 4
+#define ICMP_TIME_EXCEEDED 11
+#define ICMP_PARAMETERPROB 12
+
 /*
- * Why: every frame counts in exactly one of the first six. What: every frame counts in exactly one of the others.
+ * Why: every frame counts in exactly one of the first seven. What: every frame counts in exactly one of the others.
  * src/counters.rs has the same names in the same order; a test compares them.
  */
 #define REASONS(X)                                                                                                     \
@@ -38,6 +47,7 @@
 	X(not_selected)                                                                                                \
 	X(not_ip)                                                                                                      \
 	X(not_tcp)                                                                                                     \
+	X(icmp_error)                                                                                                  \
 	X(fragment)                                                                                                    \
 	X(malformed)                                                                                                   \
 	X(tapped)                                                                                                      \
@@ -120,6 +130,14 @@ struct extension_header {
 	__u8 length; /* in 8 bytes, the first 8 not counted */
 };
 
+/* What is before the quoted packet in an error of ICMP (RFC 792) or ICMPv6 (RFC 4443). */
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__be16 checksum;
+	__be32 of_type;
+};
+
 struct tcp_ports {
 	__be16 source;
 	__be16 destination;
@@ -168,6 +186,42 @@ static __always_inline enum reason by_port(__u32 side, const struct tcp_ports *t
 	return taps && (*taps & mask) ? reason_selected : reason_not_selected;
 }
 
+/* Whether an ICMP message is an error about TCP. A redirect says nothing about the packet that it quotes. */
+static __always_inline enum reason by_icmp(const struct icmp_error *icmp, const void *end)
+{
+	const struct iphdr *quoted = (const void *)(icmp + 1);
+
+	if ((void *)(quoted + 1) > end || quoted->protocol != IPPROTO_TCP)
+		return reason_not_tcp;
+	switch (icmp->type) {
+	case ICMP_DEST_UNREACH:
+	case ICMP_SOURCE_QUENCH:
+	case ICMP_TIME_EXCEEDED:
+	case ICMP_PARAMETERPROB:
+		return reason_icmp_error;
+	default:
+		return reason_not_tcp;
+	}
+}
+
+/* The same for ICMPv6. What is behind extension headers of the quoted packet is the worker's to find. */
+static __always_inline enum reason by_icmpv6(const struct icmp_error *icmp, const void *end)
+{
+	const struct ipv6hdr *quoted = (const void *)(icmp + 1);
+
+	if ((void *)(quoted + 1) > end || icmp->type < ICMPV6_DEST_UNREACH || icmp->type > ICMPV6_PARAMPROB)
+		return reason_not_tcp;
+	switch (quoted->nexthdr) {
+	case IPPROTO_TCP:
+	case IPPROTO_HOPOPTS:
+	case IPPROTO_ROUTING:
+	case IPPROTO_DSTOPTS:
+		return reason_icmp_error;
+	default:
+		return reason_not_tcp;
+	}
+}
+
 static __always_inline enum reason by_ipv4(__u32 side, const void *position, const void *end)
 {
 	const struct iphdr *ip = position;
@@ -176,6 +230,8 @@ static __always_inline enum reason by_ipv4(__u32 side, const void *position, con
 		return reason_malformed;
 	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return reason_fragment;
+	if (ip->protocol == IPPROTO_ICMP)
+		return by_icmp(position + ip->ihl * 4, end);
 	if (ip->protocol != IPPROTO_TCP)
 		return reason_not_tcp;
 	return by_port(side, position + ip->ihl * 4, end, mask4(side, &ip->saddr, &ip->daddr));
@@ -196,6 +252,8 @@ static __always_inline enum reason by_ipv6(__u32 side, const void *position, con
 		switch (next) {
 		case IPPROTO_TCP:
 			return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
+		case IPPROTO_ICMPV6:
+			return by_icmpv6(position, end);
 		case IPPROTO_FRAGMENT:
 			return reason_fragment;
 		case IPPROTO_HOPOPTS:
@@ -213,6 +271,8 @@ static __always_inline enum reason by_ipv6(__u32 side, const void *position, con
 	}
 	if (next == IPPROTO_TCP)
 		return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
+	if (next == IPPROTO_ICMPV6)
+		return by_icmpv6(position, end);
 	return reason_malformed; /* more headers than we walk */
 }
 
@@ -253,7 +313,7 @@ static __always_inline int steer(struct xdp_md *ctx, __u32 side)
 	__u32 queue = ctx->rx_queue_index;
 
 	count(side, why);
-	if (why == reason_selected || cross_by_worker) {
+	if (why == reason_selected || why == reason_icmp_error || cross_by_worker) {
 		if (queue < MAX_QUEUES &&
 		    bpf_redirect_map(&sockets, side * MAX_QUEUES + queue, XDP_DROP) == XDP_REDIRECT) {
 			count(side, why == reason_selected ? reason_tapped : reason_to_worker);

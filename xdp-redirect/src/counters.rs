@@ -2,11 +2,12 @@
 
 /// The counters of `bpf/steer.bpf.c`, in the order of its `REASONS` list. They count frames, per side.
 ///
-/// The first six say why; each frame counts in exactly one of them:
+/// The first seven say why; each frame counts in exactly one of them:
 /// - `selected`: a tap selects it.
 /// - `not_selected`: TCP that no tap selects.
 /// - `not_ip`: neither IPv4 nor IPv6, or behind more than two VLAN tags.
 /// - `not_tcp`: IP, but not TCP.
+/// - `icmp_error`: an ICMP or ICMPv6 error about a TCP segment, tapped or not.
 /// - `fragment`: an IP fragment, which is never tapped.
 /// - `malformed`: cannot be parsed as far as the TCP ports (or has more than eight IPv6 extension headers).
 ///
@@ -14,13 +15,15 @@
 /// - `tapped`: selected and given to the AF_XDP socket of its rx queue.
 /// - `no_socket`: selected, but its rx queue has no socket: dropped.
 /// - `crossed`: redirected to the other port. Whether the port sent it is the driver's to count.
-/// - `to_worker`: not selected and given to the AF_XDP socket, so that the worker forwards it.
+/// - `to_worker`: not selected and given to the AF_XDP socket, so that the worker forwards it; of ICMP errors, which the
+///   worker is to see, also when all others cross by themselves.
 /// - `redirect_error`: the other port could not be the target of a redirection: dropped.
-pub const COUNTERS: [&str; 11] = [
+pub const COUNTERS: [&str; 12] = [
     "selected",
     "not_selected",
     "not_ip",
     "not_tcp",
+    "icmp_error",
     "fragment",
     "malformed",
     "tapped",

@@ -8,6 +8,7 @@
 //!            │ _client  │            │ rx → Frame → tx          │           │ _server  │
 //!            └────┬─────┘            └──────────────────────────┘           └────┬─────┘
 //!                 └──────────── not selected: devmap, or the worker ─────────────┘
+//!                               (ICMP errors about TCP: the worker)
 //! ```
 //!
 //! The order of use: [`Port::open`] for both ports, [`Umem::new`], [`Steering::attach`], [`Socket::bind`] for each rx

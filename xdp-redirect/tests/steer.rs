@@ -83,6 +83,67 @@ fn table() -> Vec<(&'static str, Packet, &'static str)> {
     ]
 }
 
+/// An ICMP message from a router to the client of the flow that it quotes.
+fn icmp4(kind: u8, quote: &[u8]) -> Packet {
+    Packet::icmp("198.51.100.1:0", "192.0.2.7:0", kind, quote)
+}
+
+fn icmp6(kind: u8, quote: &[u8]) -> Packet {
+    Packet::icmp("[fd00::1]:0", "[2001:db8::7]:0", kind, quote)
+}
+
+#[test]
+fn icmp_errors_about_tcp_are_known_by_type_and_quote() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        // What is tapped does not matter.
+        let (steering, _) = Network::attach(&[], XdpMode::Auto, Cross::Devmap);
+        let both = |name: &str, packet: Packet, why| {
+            check(&steering, Side::Client, name, &packet.bytes(), why);
+            check(&steering, Side::Server, name, &packet.mirrored().bytes(), why);
+        };
+        let (tcp4, tcp6) = (v4().bytes()[14..42].to_vec(), v6().bytes()[14..62].to_vec());
+        for kind in 0..=20 {
+            let why = if [3, 4, 11, 12].contains(&kind) { "icmp_error" } else { "not_tcp" };
+            both(&format!("ICMP {kind}"), icmp4(kind, &tcp4), why);
+        }
+        for kind in [0, 1, 2, 3, 4, 5, 100, 127, 128, 129, 135, 255] {
+            let why = if (1..=4).contains(&kind) { "icmp_error" } else { "not_tcp" };
+            both(&format!("ICMPv6 {kind}"), icmp6(kind, &tcp6), why);
+        }
+
+        let yes = "icmp_error";
+        let no = "not_tcp";
+        let quote = |packet: Packet| packet.bytes()[14..].to_vec();
+        both("IPv4 options", Packet { options: vec![1; 40], ..icmp4(3, &tcp4) }, yes);
+        both("QinQ", icmp4(3, &tcp4).vlan(S_TAG, 5).vlan(C_TAG, 6), yes);
+        both("headers before ICMPv6", icmp6(2, &tcp6).extension(HOP_BY_HOP, 16).extension(DESTINATION, 8), yes);
+        let eight = (0..8).fold(icmp6(2, &tcp6), |packet, _| packet.extension(DESTINATION, 8));
+        both("as many as we walk", eight.clone(), yes);
+        both("more than we walk", eight.extension(DESTINATION, 8), "malformed");
+        both("a fragment", Packet { fragment: 0x2000, ..icmp4(3, &tcp4) }, "fragment");
+        both("about UDP", icmp4(3, &quote(Packet { protocol: UDP, ..v4() })), no);
+        both("about UDP over IPv6", icmp6(1, &quote(Packet { protocol: UDP, ..v6() })), no);
+        both("about a packet with headers", icmp6(2, &quote(v6().extension(HOP_BY_HOP, 8))), yes);
+        both("about an IPv6 fragment", icmp6(2, &quote(v6().extension(FRAGMENT, 8))), no);
+        for length in 0..40 {
+            both("short quote", icmp4(3, &tcp4[..length.min(28)]), if length < 20 { no } else { yes });
+            both("short quote over IPv6", icmp6(2, &tcp6[..length]), no);
+        }
+        both("enough", icmp6(2, &tcp6[..40]), yes);
+        let whole = icmp4(3, &tcp4).bytes();
+        for length in 34..62 {
+            check(&steering, Side::Client, "cut", &whole[..length], no);
+        }
+        // The IPv6 protocol number in an IPv4 packet and the other way round.
+        both("ICMPv6 over IPv4", Packet { protocol: 58, ..icmp4(3, &tcp4) }, no);
+        both("ICMP over IPv6", Packet { protocol: 1, ..icmp6(3, &tcp6) }, no);
+    });
+}
+
 fn check(steering: &Steering, side: Side, name: &str, frame: &[u8], why: &'static str) {
     let before = counted(steering, side);
     let decision = steering.decide(side, frame).expect("a test run");

@@ -222,6 +222,11 @@ fn without_a_socket_tapped_frames_are_dropped_and_others_cross() {
         let expected = [("selected", 1), ("not_tcp", 1), ("no_socket", 1), ("crossed", 1)];
         assert_eq!(counted(&steering, Side::Client), expected);
 
+        let icmp = Packet::icmp("198.51.100.1:0", "10.0.0.5:0", 3, &tapped[14..42]).bytes();
+        client.send(&icmp);
+        assert_eq!(server.receive(), icmp);
+        assert!(counted(&steering, Side::Client).ends_with(&[("no_socket", 1), ("crossed", 2)]));
+
         // A socket takes them; when it is closed, they are dropped again.
         let (umem, mut frames) = Umem::new(64, 4096).expect("a umem");
         let mut socket = Socket::bind(&umem, &ports[0], 0, &SocketConfig::default()).expect("a socket");
@@ -230,6 +235,11 @@ fn without_a_socket_tapped_frames_are_dropped_and_others_cross() {
         client.send(&tapped);
         eventually("a frame", || socket.receive(&mut frames, 64) == 1);
         assert_eq!(frames[0][..], tapped);
+        // An ICMP error about TCP too, of whichever flow.
+        client.send(&icmp);
+        eventually("an ICMP error", || socket.receive(&mut frames, 64) == 1);
+        assert_eq!(frames[1][..], icmp);
+        assert!(counted(&steering, Side::Client).contains(&("to_worker", 1)));
         drop((socket, frames, umem));
         eventually("the socket is out of the map", || {
             client.send(&tapped);

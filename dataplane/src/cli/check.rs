@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use config::{Application, Config, EventsOutput, IpNet, Mode, OnParseError, Programs, Tap};
+use config::{Application, Config, EventsOutput, IpNet, Midstream, Mode, OnParseError, Programs, Tap};
 use xdp_redirect::{Cross, Port};
 
 use super::{Status, bad};
@@ -87,6 +87,14 @@ fn describe_tap(index: usize, tap: &Tap) -> String {
     let mut line = |name: &str, value: &str| writeln!(out, "  {name:<13} {value}").expect("a String takes everything");
     line("to", &format!("{}, {}", addresses(&tap.servers), port_list(&tap.server_ports)));
     line("from", &addresses(&tap.clients));
+    line(
+        "midstream",
+        match tap.midstream {
+            Midstream::Reset => "reset connections that were open before",
+            Midstream::Pass => "pass connections that were open before, unjudged",
+            Midstream::Drop => "drop segments of connections that were open before",
+        },
+    );
     if tap.is_pass_all() {
         line("programs", "none: TCP is terminated and all bytes pass");
         return out;
@@ -157,6 +165,7 @@ mod tests {
             [[tap]]
             name = "rest"
             mode = "observe"
+            midstream = "pass"
         "#;
         let config = Config::parse(Path::new("etc/ops.toml"), text).unwrap_or_else(|error| panic!("{error}"));
         let ports = ["a (driver veth)", "b (driver veth)"].map(str::to_owned);
@@ -172,6 +181,7 @@ mod tests {
 tap 1 "redis": verdicts are obeyed
   to            10.0.0.0/24, fd00::/64, port 6379, 7000-7010
   from          all addresses
+  midstream     reset connections that were open before
   application   the server
   receive       etc/redis.bpf.o: parser parse_command, verdict no_flush
   send          not parsed, all bytes pass
@@ -181,6 +191,7 @@ tap 1 "redis": verdicts are obeyed
 tap 2 "rest": observe: judged and counted, but all messages pass
   to            all addresses, all ports
   from          all addresses
+  midstream     pass connections that were open before, unjudged
   programs      none: TCP is terminated and all bytes pass
 "#
         );

@@ -82,6 +82,23 @@ impl Host {
         outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 
+    /// Sets a switch of this host's network, for instance `net/ipv4/tcp_ecn`.
+    pub fn set_sysctl(&self, name: &str, value: &str) {
+        let path = format!("/proc/sys/{name}");
+        self.within(|| std::fs::write(&path, value)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
+
+    /// The Ethernet address of its interface.
+    pub fn ethernet_address(&self) -> String {
+        self.run("cat", &["/sys/class/net/eth0/address"]).trim().to_owned()
+    }
+
+    /// Gives it a neighbour that it never asks for.
+    pub fn add_neighbour(&self, address: std::net::IpAddr, ethernet: &str) {
+        let address = address.to_string();
+        self.run("ip", &["neigh", "replace", &address, "lladdr", ethernet, "dev", "eth0", "nud", "permanent"]);
+    }
+
     /// What `ip -d link` says about this host's interfaces.
     pub fn links(&self) -> String {
         self.run("ip", &["-d", "link", "show"])

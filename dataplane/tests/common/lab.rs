@@ -132,6 +132,17 @@ impl Lab {
         }
     }
 
+    /// Tells both hosts each other's Ethernet address for good: then nothing but the tests' own frames is on the wire.
+    pub fn introduce_neighbours(&self) {
+        let ends = [(&self.client, &self.server, SERVERS), (&self.server, &self.client, [CLIENT_V4, CLIENT_V6])];
+        for (host, other, addresses) in ends {
+            let ethernet = other.ethernet_address();
+            for address in addresses {
+                host.add_neighbour(address, &ethernet);
+            }
+        }
+    }
+
     /// Whether an XDP program is attached to an interface of the wire.
     pub fn xdp_attached(&self) -> bool {
         self.wire.links().contains("prog/xdp")

@@ -18,17 +18,21 @@
 // Each test binary compiles this module for itself and uses its own part of it.
 #![allow(dead_code, unused_imports)]
 
+mod capture;
+mod chatter;
 mod host;
 mod lab;
 mod process;
 mod random;
 mod servers;
 
+pub use capture::{CAPTURE_LIMIT, Capture, Captures, Segment, flag, option};
+pub use chatter::{Report, chatter};
 pub use host::{Host, connect_from, listen_in};
 pub use lab::{CLIENT_V4, CLIENT_V6, Lab, LabOptions, SERVER_V4, SERVER_V6, SERVERS, WIRE_CLIENT, WIRE_SERVER};
-pub use process::{Process, Socktap, wait_until};
+pub use process::{Process, Socktap, now, wait_until};
 pub use random::Random;
-pub use servers::{Iperf, Nginx, Redis};
+pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd};
 
 use std::time::Duration;
 
@@ -50,8 +54,8 @@ pub fn lacks_rights() -> bool {
 pub fn need(programs: &[&str]) {
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
     for program in programs {
-        let found =
-            program.contains('/') || path.split(':').any(|folder| std::path::Path::new(folder).join(program).is_file());
+        // A name with a slash stays what it is when it is joined to a folder.
+        let found = path.split(':').any(|folder| std::path::Path::new(folder).join(program).is_file());
         let package = match *program {
             "ip" => "iproute2",
             "redis-server" | "redis-cli" | "redis-benchmark" => "redis-server redis-tools",
@@ -60,6 +64,10 @@ pub fn need(programs: &[&str]) {
             "arping" => "iputils-arping",
             "setpriv" => "util-linux",
             "timeout" => "coreutils",
+            "/usr/sbin/sshd" => "openssh-server",
+            "scp" | "ssh-keygen" => "openssh-client",
+            "h2load" => "nghttp2-client",
+            "psql" => "postgresql-client",
             other => other,
         };
         assert!(found, "{program} is missing; install it with: apt-get install -y {package}  (or run `make setup`)");

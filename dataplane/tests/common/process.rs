@@ -3,19 +3,33 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Waits until `condition` holds. For conditions of other processes, which can only be asked for. Panics after `limit`.
+/// The time. Hosts and programs live in real time.
 #[expect(clippy::disallowed_methods, reason = "other processes live in real time")]
-pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
-    let start = std::time::Instant::now();
+pub fn now() -> Instant {
+    Instant::now()
+}
+
+/// Waits until `condition` holds. For conditions of other processes, which can only be asked for. Panics after `limit`.
+pub fn wait_until(what: &str, limit: Duration, condition: impl FnMut() -> bool) {
+    assert!(holds_within(limit, condition), "waited {limit:?} for: {what}");
+}
+
+/// Whether `condition` holds by and by, and not later than after `limit`.
+#[expect(clippy::disallowed_methods, reason = "other processes live in real time")]
+fn holds_within(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let start = now();
     while !condition() {
-        assert!(start.elapsed() < limit, "waited {limit:?} for: {what}");
+        if start.elapsed() >= limit {
+            return false;
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
+    true
 }
 
 /// A running process; killed when dropped.
@@ -74,6 +88,15 @@ impl Process {
     pub fn signal(&mut self, signal: Signal) {
         assert!(self.status().is_none(), "{} had already ended; it wrote:\n{}", self.name, self.log());
         kill(self.pid(), signal).unwrap_or_else(|error| panic!("{signal} to {}: {error}", self.name));
+    }
+
+    /// Asks it to end, and gives it some time for that. For those that tidy up; never panics.
+    pub fn end_gently(&mut self, signal: Signal) {
+        if self.status().is_none() {
+            // If it does not listen, it is killed when dropped.
+            let _ = kill(self.pid(), signal);
+            holds_within(Duration::from_secs(10), || self.status().is_some());
+        }
     }
 
     /// Waits for its end.

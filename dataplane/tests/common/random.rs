@@ -1,5 +1,8 @@
 //! Repeatable random numbers (splitmix64): the seed is printed, so a failure can be repeated.
 
+/// From one state to the next.
+const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// A small generator; the same seed gives the same numbers for ever.
 pub struct Random(u64);
 
@@ -11,6 +14,11 @@ impl Random {
         Random(seed)
     }
 
+    /// A generator that has left out as many numbers of this seed's.
+    pub fn after(seed: u64, numbers: u64) -> Random {
+        Random(seed.wrapping_add(numbers.wrapping_mul(STEP)))
+    }
+
     /// An independent generator: number `index` of this one's family.
     pub fn fork(&self, index: u64) -> Random {
         let mut child = Random(self.0 ^ index.wrapping_mul(0xd6e8_feb8_6659_fd93));
@@ -20,7 +28,7 @@ impl Random {
 
     /// 64 random bits.
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0 = self.0.wrapping_add(STEP);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Headers, PROTOCOL_TCP, PROTOCOL_UDP, Transport, locate_transport, read_u16};
+use super::{Headers, PROTOCOL_ICMPV6, PROTOCOL_TCP, PROTOCOL_UDP, Transport, locate_transport, read_u16};
 
 /// Where the checksum field is in a TCP header.
 const TCP_CHECKSUM: usize = 16;
@@ -78,6 +78,13 @@ pub(crate) fn fill_ipv4_checksum(header: &mut [u8]) {
 /// Whether an IPv4 header's checksum is right.
 pub(super) fn ipv4_checksum_is_valid(header: &[u8]) -> bool {
     fold(sum(header)) == 0xffff
+}
+
+/// Whether the checksum of an ICMP message (RFC 792), or between IPv6 addresses of an ICMPv6 message (RFC 4443 §2.3), is
+/// right. Both addresses are of one family.
+pub(super) fn icmp_checksum_is_valid(message: &[u8], source: IpAddr, destination: IpAddr) -> bool {
+    let pseudo = if source.is_ipv6() { pseudo_header(source, destination, PROTOCOL_ICMPV6, message.len()) } else { 0 };
+    fold(pseudo + sum(message)) == 0xffff
 }
 
 /// The one's-complement sum of `bytes` as big-endian 16-bit words, not folded. An odd last byte is the high half of a word.

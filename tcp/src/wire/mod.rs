@@ -1,10 +1,12 @@
-//! Ethernet, IP and TCP headers as bytes: parse, build, checksums. Addresses are those of `std::net`.
+//! Ethernet, IP and TCP headers as bytes: parse, build, checksums; and ICMP errors about segments. Addresses are those of
+//! `std::net`.
 //!
 //! [`parse`] looks at a frame once; the [`Headers`] that it returns cannot point outside of that frame. Nothing here panics
 //! on any bytes.
 
 mod build;
 mod checksum;
+mod icmp;
 mod options;
 mod parse;
 
@@ -15,6 +17,7 @@ pub(crate) use build::write_ip_header;
 pub use build::{Segment, build_rst, build_segment, reset_for};
 pub use checksum::{Checksum, complete_partial_checksum, verify_tcp_checksum};
 pub(crate) use checksum::{fill_ipv4_checksum, fill_tcp_checksum};
+pub use icmp::{IcmpError, parse_icmp_error};
 pub(crate) use options::{KIND_MSS, Walk};
 pub use options::{MAX_SACK_BLOCKS, OptionWriter, SackBlock, SegmentOptions, SynOptions, Timestamps};
 pub use parse::{ParseError, Parsed, parse};
@@ -41,8 +44,10 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_QINQ: u16 = 0x88a8;
+const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
+const PROTOCOL_ICMPV6: u8 = 58;
 
 /// An Ethernet header with its VLAN tags, up to and including the EtherType of the payload.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -106,7 +106,16 @@ pub(super) struct Transport {
     traffic_class: u8,
     flow_label: u32,
     /// Whether the IPv4 header's checksum is right; None: IPv6.
-    checked_ipv4: Option<bool>,
+    pub(super) checked_ipv4: Option<bool>,
+}
+
+/// How much of a packet has to be there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// All of it.
+    Whole,
+    /// Its beginning, as an ICMP error quotes it: [`Transport::end`] is where the quote ends, if the packet does not earlier.
+    Beginning,
 }
 
 /// Finds the transport packet. None: no IP, a fragment, or something that we do not look into.
@@ -129,8 +138,8 @@ pub(super) fn locate_transport(frame: &[u8]) -> Result<Option<Transport>, ParseE
         ip_offset += VLAN_TAG;
     }
     let transport = match ethertype {
-        ETHERTYPE_IPV4 => locate_in_ipv4(&frame[ip_offset..])?,
-        ETHERTYPE_IPV6 => locate_in_ipv6(&frame[ip_offset..])?,
+        ETHERTYPE_IPV4 => locate_in_ipv4(&frame[ip_offset..], Extent::Whole)?,
+        ETHERTYPE_IPV6 => locate_in_ipv6(&frame[ip_offset..], Extent::Whole)?,
         _ => None,
     };
     Ok(transport.map(|found| Transport {
@@ -143,17 +152,20 @@ pub(super) fn locate_transport(frame: &[u8]) -> Result<Option<Transport>, ParseE
 }
 
 /// Offsets are those in `packet`.
-fn locate_in_ipv4(packet: &[u8]) -> Result<Option<Transport>, ParseError> {
+pub(super) fn locate_in_ipv4(packet: &[u8], extent: Extent) -> Result<Option<Transport>, ParseError> {
     if packet.len() < IPV4_HEADER {
         return Err(ParseError::Truncated);
     }
     let header_length = usize::from(packet[0] & 0x0f) * 4;
-    let end = usize::from(read_u16(packet, 2));
+    let mut end = usize::from(read_u16(packet, 2));
     if packet[0] >> 4 != 4 || header_length < IPV4_HEADER || end < header_length {
         return Err(ParseError::BadIpHeader);
     }
     if end > packet.len() {
-        return Err(ParseError::Truncated);
+        if extent == Extent::Whole || header_length > packet.len() {
+            return Err(ParseError::Truncated);
+        }
+        end = packet.len();
     }
     // More fragments, or an offset: a fragment.
     if read_u16(packet, 6) & 0x3fff != 0 {
@@ -175,16 +187,19 @@ fn locate_in_ipv4(packet: &[u8]) -> Result<Option<Transport>, ParseError> {
 }
 
 /// Offsets are those in `packet`.
-fn locate_in_ipv6(packet: &[u8]) -> Result<Option<Transport>, ParseError> {
+pub(super) fn locate_in_ipv6(packet: &[u8], extent: Extent) -> Result<Option<Transport>, ParseError> {
     if packet.len() < IPV6_HEADER {
         return Err(ParseError::Truncated);
     }
     if packet[0] >> 4 != 6 {
         return Err(ParseError::BadIpHeader);
     }
-    let end = IPV6_HEADER + usize::from(read_u16(packet, 4));
+    let mut end = IPV6_HEADER + usize::from(read_u16(packet, 4));
     if end > packet.len() {
-        return Err(ParseError::Truncated);
+        if extent == Extent::Whole {
+            return Err(ParseError::Truncated);
+        }
+        end = packet.len();
     }
     let mut protocol = packet[6];
     let mut offset = IPV6_HEADER;

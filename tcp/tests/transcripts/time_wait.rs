@@ -54,7 +54,7 @@ fn remains_answer_like_the_connection() {
     script.play(
         "bury
          < F. 4 ack 2
-         > . 2 ack 5 win 0
+         > . 2 ack 5 win 65531
          < F. 1:4 ack 2
          > . 2 ack 5
          < . 5 ack 2

@@ -21,11 +21,13 @@ pub struct Packet {
     pub payload: Vec<u8>,
 }
 
+pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const HOP_BY_HOP: u8 = 0;
 pub const ROUTING: u8 = 43;
 pub const FRAGMENT: u8 = 44;
+pub const ICMPV6: u8 = 58;
 pub const DESTINATION: u8 = 60;
 pub const C_TAG: u16 = 0x8100;
 pub const S_TAG: u16 = 0x88a8;
@@ -42,6 +44,16 @@ impl Packet {
             extensions: Vec::new(),
             payload: vec![0x55; 10],
         }
+    }
+
+    /// An ICMP message of this type that quotes a packet; ICMPv6 between IPv6 addresses. Its checksum is wrong.
+    pub fn icmp(source: &str, destination: &str, kind: u8, quote: &[u8]) -> Packet {
+        let mut packet = Packet::tcp(source, destination);
+        // Type and code stand where ports would; in both, so that a mirrored message has the same type.
+        packet.source.set_port(u16::from(kind) << 8);
+        packet.destination.set_port(u16::from(kind) << 8);
+        let protocol = if packet.source.is_ipv4() { ICMP } else { ICMPV6 };
+        Packet { protocol, payload: quote.to_vec(), ..packet }
     }
 
     pub fn vlan(mut self, protocol: u16, id: u16) -> Packet {
