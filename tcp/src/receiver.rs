@@ -396,9 +396,7 @@ impl Receiver {
 
     /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
     pub(crate) fn last_ack(&self) -> Ack {
-        // (A FIN may lie behind the edge.)
-        let window = later(self.edge, self.acked).wrapping_sub(self.acked) >> self.shift;
-        Ack { number: self.acked, window: u16::try_from(window).unwrap_or(u16::MAX) }
+        Ack { number: self.acked, window: self.window_field() }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if

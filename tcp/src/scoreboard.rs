@@ -449,6 +449,17 @@ impl Scoreboard {
     }
 }
 
+/// The first SACK block tells of text that was received twice (RFC 2883 §4).
+pub(crate) fn is_received_twice(blocks: &[SackBlock], una: u32) -> bool {
+    match blocks {
+        [(_, right), ..] if !is_before(una, *right) => true,
+        [(left, right), (outer_left, outer_right), ..] => {
+            !is_before(*left, *outer_left) && !is_before(*outer_right, *right)
+        }
+        _ => false,
+    }
+}
+
 /// RFC 8985 §6.1: RACK_sent_after.
 fn is_sent_after(a: (Instant, u32), b: (Instant, u32)) -> bool {
     a.0 > b.0 || (a.0 == b.0 && is_before(b.1, a.1))

@@ -17,7 +17,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::congestion::{Acked, Congestion};
 use crate::rtt::Rtt;
-use crate::scoreboard::{Arrived, Scoreboard};
+use crate::scoreboard::{Arrived, Scoreboard, is_received_twice};
 use crate::sequence::is_before;
 use crate::stack::{Budget, Counters};
 use crate::wire::SackBlock;
@@ -687,16 +687,5 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         self.budget.give_back(self.borrowed);
-    }
-}
-
-/// The first SACK block tells of text that was received twice (RFC 2883 §4).
-fn is_received_twice(blocks: &[SackBlock], una: u32) -> bool {
-    match blocks {
-        [(_, right), ..] if !is_before(una, *right) => true,
-        [(left, right), (outer_left, outer_right), ..] => {
-            !is_before(*left, *outer_left) && !is_before(*outer_right, *right)
-        }
-        _ => false,
     }
 }

@@ -116,14 +116,16 @@ impl Standing {
     fn trim(&self, h: &Headers) -> Option<Trimmed> {
         let (nxt, length) = (self.rcv_nxt, h.payload_len() as u32);
         let end = h.seq.wrapping_add(length);
+        if h.segment_len() == 0 {
+            // It has the peer's SND.NXT: also when that is behind a FIN which has come too early.
+            let last = self.fin.map_or(self.edge, |fin| later(self.edge, fin.wrapping_add(1)));
+            let acceptable = !is_before(h.seq, nxt) && !is_before(last, h.seq);
+            return acceptable.then_some(Trimmed { skip: 0, seq: nxt, length: 0, fin: None, cut: false });
+        }
         // Nothing comes behind a FIN. (With the FIN received, RCV.NXT is behind it.)
         let edge = self.fin.map_or(self.edge, |fin| earlier(self.edge, later(fin, nxt)));
         if is_before(edge, h.seq) {
             return None;
-        }
-        if h.segment_len() == 0 {
-            let acceptable = !is_before(h.seq, nxt);
-            return acceptable.then_some(Trimmed { skip: 0, seq: nxt, length: 0, fin: None, cut: false });
         }
         if !is_before(nxt, h.seq.wrapping_add(h.segment_len())) {
             return None;

@@ -185,3 +185,99 @@ impl TxToken for Listener<'_> {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    use crate::handshake::Syn;
+    use crate::time::Duration;
+    use crate::wire::{Envelope, Headers, SynOptions};
+    use crate::{Connection, Handshake, Options, wire};
+
+    /// Frames, the last one of which is kept.
+    #[derive(Default)]
+    struct Last(Vec<u8>);
+
+    impl FrameSink for Last {
+        fn frame(&mut self, length: usize) -> Option<&mut [u8]> {
+            self.0 = vec![0; length];
+            Some(&mut self.0)
+        }
+    }
+
+    fn stack(budget: usize) -> Stack {
+        Stack { budget: Budget::new(budget), ..Stack::new(0, 1500) }
+    }
+
+    fn left(stack: &Stack) -> usize {
+        stack.budget.0.load(Ordering::Relaxed)
+    }
+
+    fn open(stack: &mut Stack) -> Connection {
+        let ends: [SocketAddr; 2] = ["10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap()];
+        let options = SynOptions { window_scale: Some(7), ..SynOptions::default() };
+        let syn = Syn { seq: 0, window: u16::MAX, options };
+        let rtt = Some(Duration::from_millis(100));
+        let handshake = Handshake { local: ends[0], remote: ends[1], ours: syn, peers: syn, rtt };
+        Connection::passive_open(stack, Instant::ZERO, &handshake, &Options { receive_buffer: 0 }).unwrap()
+    }
+
+    /// Reads all of a window that is filled within a round trip.
+    fn fill_and_read(stack: &mut Stack, connection: &mut Connection) {
+        let mut frame = Last::default();
+        let segment = wire::Segment {
+            source: connection.remote(),
+            destination: connection.local(),
+            seq: 1,
+            ack: 1,
+            flags: wire::Flags::ACK,
+            window: u16::MAX,
+            options: &[],
+            payload: [&[7; 40_000], &[]],
+        };
+        assert!(wire::build_segment(&mut frame, &Envelope { l2: ethernet(), ..Envelope::default() }, &segment));
+        let headers = parsed(&frame.0);
+        connection.handle_segment(stack, Instant::ZERO, &mut frame.0, &headers);
+        connection.consume(40_000);
+        while connection.poll_transmit(stack, Instant::ZERO, &Envelope::default(), &mut Last::default()) {}
+    }
+
+    fn ethernet() -> wire::L2Header {
+        wire::L2Header::from_bytes(&[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0]).unwrap()
+    }
+
+    fn parsed(frame: &[u8]) -> Headers {
+        match wire::parse(frame) {
+            Ok(wire::Parsed::Tcp(headers)) => headers,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn growth_is_counted_and_given_back() {
+        let mut stack = stack(1 << 20);
+        let mut connection = open(&mut stack);
+        assert_eq!(left(&stack), 1 << 20);
+        fill_and_read(&mut stack, &mut connection);
+        assert_eq!(left(&stack), (1 << 20) - 64 * 1024, "the receive buffer has doubled");
+        assert_eq!(connection.send(&[0; 1 << 20]), connection.send_queue());
+        assert!(left(&stack) < (1 << 20) - 64 * 1024, "the send queue has grown");
+        drop(connection);
+        assert_eq!(left(&stack), 1 << 20);
+    }
+
+    /// Without a budget, connections work with what they begin with.
+    #[test]
+    fn nothing_grows_beyond_the_budget() {
+        let mut stack = stack(1000);
+        let mut connection = open(&mut stack);
+        fill_and_read(&mut stack, &mut connection);
+        assert_eq!(connection.send(&[0; 1 << 20]), 64 * 1024);
+        assert_eq!(connection.send(&[0; 1 << 20]), 0);
+        assert_eq!(left(&stack), 1000);
+        drop(connection);
+        assert_eq!(left(&stack), 1000);
+    }
+}

@@ -138,6 +138,9 @@ impl Victim {
     /// Led to a state, by what an honest peer sends.
     fn in_state(setup: Setup, state: State) -> Self {
         let mut victim = Self::new(setup);
+        if state != State::Established {
+            victim.hear(ACK, 0); // A window that has room for a FIN.
+        }
         let we_first = matches!(state, State::FinWait1 | State::FinWait2 | State::Closing | State::TimeWait);
         if we_first {
             victim.act(&Event::Finish);

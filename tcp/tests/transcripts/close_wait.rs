@@ -128,6 +128,22 @@ fn there_is_one_fin_and_nothing_behind_it() {
     );
 }
 
+/// RFC 9293 §3.10.7.4, first and fifth: behind a FIN that has come too early, the peer goes on to acknowledge; with SND.NXT, which
+/// is behind the FIN. (Two ends that do not hear each other then would repeat their text for ever.)
+#[test]
+fn acks_from_behind_an_early_fin_count() {
+    let mut script = Transcript::new(Setup::default());
+    script.play(
+        "send 10
+         > P. 1:11 ack 1
+         < F. 6:11 ack 1
+         > . 11 ack 1 sack 6:11
+         < . 12 ack 11",
+    );
+    assert!(!script.connection.awaits_ack());
+    script.play("< . 1:6 ack 11\n > . 11 ack 12\n is CloseWait");
+}
+
 /// A FIN needs no room in the window: it occupies a number, and no memory.
 #[test]
 fn a_fin_is_taken_at_the_edge_of_the_window_and_not_with_text_behind_it() {
@@ -142,4 +158,13 @@ fn a_fin_is_taken_at_the_edge_of_the_window_and_not_with_text_behind_it() {
          is CloseWait
          read 65535",
     );
+    let mut script = Transcript::new(Setup::default());
+    script.play(
+        "send 10
+         > P. 1:11 ack 1
+         < F. 65436:65536 ack 1
+         > . 11 ack 1 sack 65436:65536
+         < . 65537 ack 11",
+    );
+    assert!(!script.connection.awaits_ack());
 }
