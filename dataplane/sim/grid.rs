@@ -44,7 +44,7 @@ const BUFFER: usize = 4 << 20;
 const MSS: f64 = 1448.0;
 /// A transfer by the hosts alone that takes longer is cut short: smoltcp takes a second or more for many a loss.
 const TIME_LIMIT: Duration = Duration::from_secs(60);
-/// Transfers of a cell; what counts is their median.
+/// Transfers of a cell; what counts is their median. (Of the control, there is one.)
 const SEEDS: u64 = 3;
 
 /// What the link does.
@@ -191,7 +191,7 @@ fn goodput(cell: Cell, through: Through) -> f64 {
         let (bytes, time) = transfer(seed, cell, through, false);
         100.0 * (bytes as u64 * BYTE_NS) as f64 / (1000 * time.total_micros()) as f64
     };
-    let mut rates: Vec<f64> = (1..=SEEDS).map(rate).collect();
+    let mut rates: Vec<f64> = (1..=if through == Through::Wire { 1 } else { SEEDS }).map(rate).collect();
     rates.sort_by(f64::total_cmp);
     rates[rates.len() / 2]
 }
