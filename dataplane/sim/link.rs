@@ -1,5 +1,7 @@
 //! One direction of a link: delay, a rate, and until a given time loss, reordering, duplication and corruption.
 
+use std::collections::VecDeque;
+
 use tcp::time::{Duration, Instant};
 
 use crate::frames;
@@ -14,7 +16,7 @@ pub struct LinkPlan {
     pub byte_ns: u64,
     /// Frames that may wait for their turn; more are lost.
     pub queue: usize,
-    /// Percent of frames that are lost.
+    /// Of a thousand frames, how many are lost.
     pub loss: usize,
     /// Percent of frames that arrive twice.
     pub duplicate: usize,
@@ -46,8 +48,8 @@ pub struct Link {
     random: Random,
     /// From then on it is without fault.
     faults_end: Instant,
-    /// When the last bit of what was sent so far has left.
-    free_at: Instant,
+    /// When the last bit of each frame leaves that waits for its turn.
+    waiting: VecDeque<Instant>,
     /// When the last frame arrives that was not held up.
     last_arrival: Instant,
 }
@@ -55,7 +57,7 @@ pub struct Link {
 impl Link {
     /// A link that behaves as planned, and well from `faults_end` on.
     pub fn new(plan: LinkPlan, faults_end: Instant, random: Random) -> Self {
-        Self { plan, random, faults_end, free_at: Instant::ZERO, last_arrival: Instant::ZERO }
+        Self { plan, random, faults_end, waiting: VecDeque::new(), last_arrival: Instant::ZERO }
     }
 
     /// Takes in a frame; `arrive` is called for each time that it comes out.
@@ -66,11 +68,13 @@ impl Link {
             frame.resize(60, 0xee);
         }
         let length_us = (frame.len() as u64 * plan.byte_ns).div_ceil(1000);
-        let begin = self.free_at.max(now);
+        while self.waiting.front().is_some_and(|&left| left <= now) {
+            self.waiting.pop_front();
+        }
+        let begin = self.waiting.back().copied().unwrap_or(now);
         let faults = now < self.faults_end;
         if faults {
-            let waiting_us = (begin - now).total_micros();
-            if random.chance(plan.loss) || (length_us > 0 && waiting_us / length_us > plan.queue as u64) {
+            if random.below(1000) < plan.loss || self.waiting.len() > plan.queue {
                 return;
             }
             if random.chance(plan.corrupt) {
@@ -82,8 +86,11 @@ impl Link {
                 }
             }
         }
-        self.free_at = begin + Duration::from_micros(length_us);
-        let in_order = (self.free_at + plan.delay).max(self.last_arrival);
+        let left = begin + Duration::from_micros(length_us);
+        if left > now {
+            self.waiting.push_back(left);
+        }
+        let in_order = (left + plan.delay).max(self.last_arrival);
         if faults && random.chance(plan.duplicate) {
             let late = random.below(plan.hold.total_micros() as usize + 1) as u64;
             arrive(in_order + Duration::from_micros(late), frame.clone());

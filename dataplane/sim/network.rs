@@ -12,6 +12,7 @@ use crate::middle::{Middle, Outbox, Sided};
 use crate::mirror::Mirror;
 use crate::random::{Random, mix};
 use crate::scenario::{SILENT, Scenario, TAPPED_PORT, UNTAPPED_PORT};
+use crate::sink::Sink;
 
 /// All must be quiet by then.
 const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
@@ -31,6 +32,8 @@ enum Event {
 pub struct Network {
     /// The client's and the server's host.
     pub hosts: [Host; 2],
+    /// Takes the place of the server's host.
+    pub sink: Option<Sink>,
     /// What is between them.
     pub middle: Box<dyn Middle>,
     scenario: Scenario,
@@ -51,6 +54,8 @@ pub struct Network {
     random: Random,
     hash: u64,
     trace: bool,
+    /// When all must be quiet.
+    pub time_limit: Duration,
 }
 
 impl Network {
@@ -69,6 +74,7 @@ impl Network {
             .map(|directions| directions.map(|plan| Link::new(plan, scenario.faults_end, random.fork())));
         Self {
             hosts,
+            sink: None,
             middle,
             scenario: scenario.clone(),
             now: Instant::ZERO,
@@ -84,6 +90,7 @@ impl Network {
             random,
             hash: 0,
             trace,
+            time_limit: TIME_LIMIT,
         }
     }
 
@@ -93,7 +100,8 @@ impl Network {
             self.step_host(side, None)?;
         }
         self.run_until_quiet()?;
-        if let Some(side) = self.hosts.iter().position(|host| !host.is_done()) {
+        let done = [self.hosts[0].is_done(), self.sink.as_ref().map_or_else(|| self.hosts[1].is_done(), Sink::is_done)];
+        if let Some(side) = done.iter().position(|done| !done) {
             return Err(format!("nothing happens any more, but side {side} is not done\n{}", self.describe()));
         }
         if self.middle.leftovers().is_some() {
@@ -116,7 +124,7 @@ impl Network {
     fn run_until_quiet(&mut self) -> Result<(), String> {
         while let Some(((time, _), event)) = self.events.pop_first() {
             self.now = time;
-            if time > Instant::ZERO + TIME_LIMIT || self.event_count > EVENT_LIMIT {
+            if time > Instant::ZERO + self.time_limit || self.event_count > EVENT_LIMIT {
                 return Err(format!("not quiet after {time} and {} events\n{}", self.event_count, self.describe()));
             }
             match event {
@@ -145,7 +153,10 @@ impl Network {
 
     fn step_host(&mut self, side: usize, frame: Option<Vec<u8>>) -> Result<(), String> {
         let mut sent = Vec::new();
-        let wake = self.hosts[side].step(self.now, frame, |frame| sent.push(frame))?;
+        let wake = match &mut self.sink {
+            Some(sink) if side == 1 => sink.step(self.now, frame, |frame| sent.push(frame)),
+            _ => self.hosts[side].step(self.now, frame, |frame| sent.push(frame))?,
+        };
         for frame in sent {
             if let Some(segment) = frames::segment(&frame).filter(|segment| segment.syn) {
                 let client_port = [segment.source, segment.destination][side];
@@ -304,7 +315,8 @@ fn noise(random: &mut Random, batch: &[Sided]) -> Sided {
     (side, frame)
 }
 
-fn addresses(ipv6: bool) -> Addresses {
+/// Addresses of the two hosts.
+pub fn addresses(ipv6: bool) -> Addresses {
     let ip = match ipv6 {
         false => [1, 2].map(|last| Ipv4Addr::new(10, 0, 0, last).into()),
         true => [1, 2].map(|last| Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, last).into()),

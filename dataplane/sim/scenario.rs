@@ -212,7 +212,7 @@ impl Features {
             delay: Duration::from_micros(random.pick(&[1, 50, 1_000, 20_000, 100_000])),
             byte_ns: random.pick(&[0, 0, 1, 80, 800]),
             queue: if faultless { usize::MAX } else { random.pick(&[5, 50, 10_000]) },
-            loss,
+            loss: 10 * loss,
             duplicate,
             reorder,
             hold: Duration::from_micros(random.pick(&[100, 5_000, 100_000, 1_500_000])),

@@ -146,6 +146,14 @@ impl Middle for Workers {
 
     fn counts(&self) -> Vec<(&'static str, u64)> {
         let mut counts = Vec::new();
+        for tcp in self.workers.iter().flat_map(Worker::tcp_counters) {
+            counts.extend([
+                ("retransmissions", tcp.retransmissions),
+                ("retransmission timeouts", tcp.retransmission_timeouts),
+                ("tail loss probes", tcp.tail_loss_probes),
+                ("undone recoveries", tcp.undone_recoveries),
+            ]);
+        }
         for counters in self.workers.iter().map(Worker::counters) {
             counts.extend(DropReason::ALL.map(|reason| (reason.as_str(), counters.dropped[reason as usize])));
             counts.push(("frames handed over", counters.frames_handed_over));

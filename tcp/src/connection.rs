@@ -255,7 +255,7 @@ impl Connection {
         let feedback =
             Feedback { seq: h.seq, ack: h.ack, window: h.window, bare: h.segment_len() == 0, sack: &options.sack };
         self.sender.handle_ack(now, &feedback, &mut stack.counters, |sent| {
-            answered.is_some_and(|(clock, echo)| is_before(echo, clock.value(sent)))
+            answered.map(|(clock, echo)| is_before(echo, clock.value(sent)))
         });
         let taken = if trimmed.length > 0 || trimmed.fin.is_some() {
             self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)

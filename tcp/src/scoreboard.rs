@@ -179,13 +179,13 @@ impl Scoreboard {
         self.resent.push_back((number, now));
     }
 
-    /// The peer has acknowledged everything before `una`. `answers_original`: the ACK answers something that was sent before
-    /// the given time (by its echoed timestamp), so not a segment that was sent again then.
+    /// The peer has acknowledged everything before `una`. `answers_earlier`: whether the ACK answers something that was sent
+    /// before the given time (so not a segment that was sent again then), if its timestamp tells.
     pub(crate) fn acknowledge(
         &mut self,
         now: Instant,
         una: u32,
-        answers_original: impl Fn(Instant) -> bool,
+        answers_earlier: impl Fn(Instant) -> Option<bool>,
     ) -> Arrived {
         let mut arrived = Arrived::default();
         while let Some(front) = self.segments.front_mut()
@@ -207,7 +207,7 @@ impl Scoreboard {
             self.forget(&sent);
             if !sent.sacked {
                 arrived.bytes += sent.length as usize;
-                self.note_arrival(now, &sent, &answers_original, &mut arrived);
+                self.note_arrival(now, &sent, answers_earlier(sent.at), &mut arrived);
             }
         }
         self.highest = later(self.highest, una);
@@ -274,26 +274,23 @@ impl Scoreboard {
             self.sacked_segments += 1;
             arrived.bytes += sent.length as usize;
             self.segments[index] = Sent { sacked: true, lost: false, again: false, ..sent };
-            // The timestamp that an ACK echoes is not that of what has arrived behind a hole (RFC 7323 §4.3).
-            self.note_arrival(now, &sent, |_| false, arrived);
+            // Out of order, the peer echoes the timestamp of what it has received last in order (RFC 7323 §4.3): it tells nothing.
+            self.note_arrival(now, &sent, None, arrived);
         }
     }
 
-    /// RFC 8985 §6.2, steps 1 to 3.
-    fn note_arrival(
-        &mut self,
-        now: Instant,
-        sent: &Sent,
-        answers_original: impl Fn(Instant) -> bool,
-        arrived: &mut Arrived,
-    ) {
+    /// RFC 8985 §6.2, steps 1 to 3. `earlier`: the ACK answers something that was sent before the segment (was sent again), if
+    /// that is known.
+    fn note_arrival(&mut self, now: Instant, sent: &Sent, earlier: Option<bool>, arrived: &mut Arrived) {
         let rtt = now - sent.at;
         arrived.mistaken |= sent.lost && !sent.ever_again;
         if sent.ever_again {
             // The ACK may be of an earlier transmission.
-            if answers_original(sent.at) || self.min_rtt.is_some_and(|(least, _)| rtt < least) {
+            if earlier.unwrap_or_else(|| self.min_rtt.is_some_and(|(least, _)| rtt < least)) {
                 return;
             }
+            // RFC 7323 §4.1: the timestamp tells what Karn's algorithm has to leave open.
+            arrived.rtt = earlier.map(|_| rtt).or(arrived.rtt);
         } else {
             arrived.rtt = Some(rtt);
             if self.min_rtt.is_none_or(|(least, at)| rtt <= least || now > at + MIN_RTT_WINDOW) {

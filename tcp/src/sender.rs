@@ -306,13 +306,14 @@ impl Sender {
 
 /// What comes in.
 impl Sender {
-    /// Takes an acceptable ACK. `answers_original`: it answers something that was sent before the given time, by its timestamp.
+    /// Takes an acceptable ACK. `answers_earlier`: whether it answers something that was sent before the given time, if its
+    /// timestamp tells.
     pub(crate) fn handle_ack(
         &mut self,
         now: Instant,
         feedback: &Feedback<'_>,
         counters: &mut Counters,
-        answers_original: impl Fn(Instant) -> bool,
+        answers_earlier: impl Fn(Instant) -> Option<bool>,
     ) {
         if is_before(feedback.ack, self.una) {
             return; // RFC 9293 §3.10.7.4, fifth: "a duplicate, it can be ignored".
@@ -320,7 +321,7 @@ impl Sender {
         let window_changed = self.take_window(feedback);
         let pipe_before = self.scoreboard.pipe();
         let advanced = is_before(self.una, feedback.ack);
-        let mut arrived = self.scoreboard.acknowledge(now, feedback.ack, &answers_original);
+        let mut arrived = self.scoreboard.acknowledge(now, feedback.ack, &answers_earlier);
         if advanced {
             self.advance(feedback.ack);
         }
@@ -332,11 +333,15 @@ impl Sender {
             arrived.mistaken |= sacked.mistaken;
         }
         arrived.rtt.into_iter().for_each(|rtt| self.rtt.sample(rtt));
-        if advanced || arrived.bytes > 0 || (window_changed && self.scoreboard.is_empty()) {
+        // RFC 6298 §3, §5: until there is a measurement, the timer stays backed off; what it was too short for is known by then.
+        let window_opens = window_changed && self.alarm.is_some_and(|(alarm, _)| alarm == Alarm::Persist);
+        if arrived.rtt.is_some() || window_opens {
             self.backoff = 0;
+        }
+        if advanced || arrived.bytes > 0 || window_opens {
             self.due = None;
         }
-        self.notice_undo(twice, advanced, &arrived, counters, answers_original);
+        self.notice_undo(twice, advanced, &arrived, counters, answers_earlier);
         self.notice_tail_probe(feedback, twice, advanced);
         let lost = self.notice_losses(now, feedback, advanced, window_changed);
         let acked = Acked {
@@ -391,7 +396,7 @@ impl Sender {
         advanced: bool,
         arrived: &Arrived,
         counters: &mut Counters,
-        answers_original: impl Fn(Instant) -> bool,
+        answers_earlier: impl Fn(Instant) -> Option<bool>,
     ) {
         if twice {
             self.scoreboard.be_patient();
@@ -403,7 +408,7 @@ impl Sender {
             // RFC 3522: the ACK was sent for the original, before what was sent again could arrive. RFC 3708: all of it was
             // received twice.
             Some(first_again) => {
-                (advanced && arrived.ever_again && answers_original(first_again))
+                (advanced && arrived.ever_again && answers_earlier(first_again) == Some(true))
                     || (twice && self.undo.unconfirmed == 0)
             }
         };
@@ -417,14 +422,20 @@ impl Sender {
     /// RFC 8985 §7.4.2.
     fn notice_tail_probe(&mut self, feedback: &Feedback<'_>, twice: bool, advanced: bool) {
         let Some(probe) = self.tail_probe else { return };
-        if twice && probe.again {
-            self.tail_probe = None; // Both the original and the probe have arrived.
-        } else if advanced && !is_before(feedback.ack, probe.end) {
+        if is_before(feedback.ack, probe.end) {
+            return;
+        }
+        if !probe.again || twice {
+            self.tail_probe = None; // Text that was new, or both the original and the probe have arrived.
+        } else if feedback.ack != probe.end {
+            // The probe has repaired a loss, which nothing else has told of: if the original had arrived too, that would have
+            // been told by now.
             self.tail_probe = None;
-            if probe.again && feedback.ack == probe.end && !self.congestion.is_repairing() {
-                // The probe has repaired a loss, which nothing else has told of.
+            if !self.congestion.is_repairing() {
                 self.congestion.on_loss(self.una, self.scoreboard.pipe(), self.scoreboard.flight());
             }
+        } else if feedback.bare && !advanced && feedback.sack.is_empty() {
+            self.tail_probe = None; // A peer that tells of the second one without D-SACK.
         }
     }
 
@@ -687,5 +698,175 @@ impl Sender {
 impl Drop for Sender {
     fn drop(&mut self) {
         self.budget.give_back(self.borrowed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stack::Stack;
+
+    const MSS: usize = 1000;
+    const RTT: Duration = Duration::from_millis(100);
+
+    /// A sender, and what it has said; sequence numbers count from the first byte of text.
+    struct Script {
+        sender: Sender,
+        now: Instant,
+        counters: Counters,
+    }
+
+    impl Script {
+        /// With so many segments in the queue.
+        fn new(segments: usize) -> Self {
+            let config = SenderConfig {
+                iss: u32::MAX,
+                irs: 0,
+                window: u16::MAX,
+                shift: 7,
+                mss: MSS,
+                sack: true,
+                rtt: Some(RTT),
+                budget: Stack::new(0, 1500).budget.clone(),
+            };
+            let now = Instant::from_secs(1);
+            let mut script = Self { sender: Sender::new(now, config), now, counters: Counters::default() };
+            script.push(segments);
+            script
+        }
+
+        fn push(&mut self, segments: usize) {
+            assert_eq!(self.sender.push(&vec![7; segments * MSS]), segments * MSS);
+        }
+
+        /// What leaves now: numbers of segments.
+        fn sends(&mut self) -> Vec<u32> {
+            self.sender.handle_timeout(self.now, &mut self.counters);
+            let mut sent = Vec::new();
+            while let Some(chunk) = self.sender.next(self.now) {
+                self.sender.sent(self.now, &chunk, &mut self.counters);
+                sent.push(chunk.seq / MSS as u32);
+            }
+            sent
+        }
+
+        /// What leaves when the timer fires, and after how many milliseconds that is.
+        fn waits(&mut self) -> (u64, Vec<u32>) {
+            let at = self.sender.poll_at().expect("a timer runs");
+            let waited = (at - self.now).total_millis();
+            self.now = at;
+            (waited, self.sends())
+        }
+
+        /// An ACK of all segments before `ack`, with SACK blocks; and what leaves then.
+        fn acks(&mut self, ack: u32, sack: &[SackBlock]) -> Vec<u32> {
+            self.acks_earlier(ack, sack, |_| None)
+        }
+
+        /// The same of a peer with timestamps; the ACK answers what was sent at the given time.
+        fn echoes(&mut self, ack: u32, sack: &[SackBlock], answered: Instant) -> Vec<u32> {
+            self.acks_earlier(ack, sack, |sent| Some(answered < sent))
+        }
+
+        fn acks_earlier(
+            &mut self,
+            ack: u32,
+            sack: &[SackBlock],
+            answers_earlier: impl Fn(Instant) -> Option<bool>,
+        ) -> Vec<u32> {
+            let bytes = |number: u32| number * MSS as u32;
+            let sack: Vec<SackBlock> = sack.iter().map(|&(left, right)| (bytes(left), bytes(right))).collect();
+            let feedback = Feedback { seq: 1, ack: bytes(ack), window: u16::MAX, bare: true, sack: &sack };
+            self.sender.handle_ack(self.now, &feedback, &mut self.counters, answers_earlier);
+            self.sends()
+        }
+
+        fn window(&self) -> usize {
+            self.sender.congestion.window() / MSS
+        }
+    }
+
+    /// RFC 8985 §7.4.2: that a probe was not needed is told right behind the first ACK, by D-SACK or a duplicate.
+    #[test]
+    fn a_tail_probe_that_was_not_needed_costs_nothing() {
+        for dsack in [&[(9, 10)][..], &[]] {
+            let mut script = Script::new(10);
+            assert_eq!(script.sends().len(), 10);
+            assert_eq!(script.waits(), (202, vec![9]));
+            script.acks(10, &[]);
+            script.now += Duration::from_millis(1);
+            script.acks(10, dsack);
+            script.push(10);
+            assert_eq!(script.sends().len(), 10);
+            script.now += RTT;
+            script.acks(20, &[]);
+            assert!(script.window() >= 10, "{}", script.window());
+        }
+    }
+
+    #[test]
+    fn a_tail_probe_that_was_needed_counts_as_a_loss() {
+        let mut script = Script::new(10);
+        script.sends();
+        script.now += RTT;
+        script.acks(9, &[]);
+        let (waited, sent) = script.waits();
+        // RFC 8985 §7.2: 2 x SRTT and the worst delay of an ACK, but not longer than the RTO.
+        assert_eq!((waited, sent), (300, vec![9]));
+        script.now += RTT;
+        script.acks(10, &[]);
+        let before = script.window();
+        script.push(1);
+        script.sends();
+        script.now += RTT;
+        script.acks(11, &[]);
+        assert_eq!(script.window(), before * 7 / 10);
+        assert_eq!(script.counters.retransmission_timeouts, 0);
+    }
+
+    /// Karn's algorithm, RFC 6298 §3: a path that has become slower than the timer is found out about by the timer's backing
+    /// off, which an ACK that may answer an earlier transmission does not end.
+    #[test]
+    fn the_timer_stays_backed_off_until_there_is_a_measurement() {
+        let mut script = Script::new(1);
+        script.sends();
+        assert_eq!(script.waits().0, 300, "the probe");
+        assert_eq!(script.waits(), (300, vec![0]));
+        script.now += Duration::from_millis(50);
+        script.push(1);
+        script.acks(1, &[]);
+        assert_eq!(script.waits(), (600, vec![1]), "not a probe at 300 ms");
+        script.now += Duration::from_millis(700);
+        script.push(1);
+        assert_eq!(script.acks(2, &[]), [2]);
+        script.now += RTT;
+        script.push(1);
+        assert_eq!(script.acks(3, &[]), [3], "sent once: a measurement");
+        assert_eq!(script.waits(), (300, vec![3]));
+    }
+
+    #[test]
+    fn a_timestamp_makes_a_measurement_of_what_was_sent_again() {
+        let mut script = Script::new(1);
+        script.sends();
+        script.waits();
+        script.waits();
+        let again = script.now;
+        script.now += RTT;
+        script.push(1);
+        script.echoes(1, &[], again);
+        assert_eq!(script.waits(), (300, vec![1]));
+    }
+
+    /// A retransmission that is reported within a SACK block has arrived, whatever the ACK's timestamp is.
+    #[test]
+    fn a_lost_retransmission_is_found_by_a_later_one() {
+        let mut script = Script::new(10);
+        let first = script.now;
+        assert_eq!(script.sends().len(), 10);
+        script.now += RTT;
+        assert_eq!(script.echoes(0, &[(1, 2), (3, 10)], first), [0, 2]);
+        script.now += Duration::from_millis(101);
+        assert_eq!(script.echoes(0, &[(1, 10)], first), [0], "2 was sent after 0, and has arrived");
     }
 }
