@@ -189,7 +189,7 @@ fn what_finds_a_closed_window_is_repeated() {
          +300 > P. 1:6 ack 1
          < . 1 ack 6 win 0
          +1000 send 5
-         +300 > . 5 ack 1
+         +600 > . 5 ack 1
          < . 1 ack 6 win 5
          > P. 6:11 ack 1",
     );

@@ -14,8 +14,8 @@ fn last_of_the_flight(text: u32) -> String {
     format!("> {} 13141:14601 ack 1", if text == 14_600 { "P." } else { "." })
 }
 
-/// RFC 6298 §2.2, §5.4, §5.5: SRTT + max(4 * RTTVAR, 200 ms), doubled each time, up to 2 minutes; §5.7 and Karn's algorithm:
-/// anew when something new is acknowledged.
+/// RFC 6298 §2.2, §5.4, §5.5: SRTT + max(4 * RTTVAR, 200 ms), doubled each time, up to 2 minutes; §3 and §5: it stays so until
+/// something is measured again, which by Karn's algorithm takes a segment that was sent once.
 #[test]
 fn the_timer_backs_off() {
     let mut script = Transcript::new(Setup::default().without_sack());
@@ -23,9 +23,11 @@ fn the_timer_backs_off() {
     for millis in [300, 600, 1200, 2400, 4800, 9600, 19_200, 38_400, 76_800, 120_000, 120_000] {
         script.play(&format!("+{millis} > P. 1:101 ack 1"));
     }
-    script.play("< . 1 ack 101\n send 100\n > P. 101:201 ack 1\n +300 > P. 101:201 ack 1");
+    script.play("< . 1 ack 101\n send 100\n > P. 101:201 ack 1\n +120000 > P. 101:201 ack 1");
     assert_eq!(script.stack.counters().retransmission_timeouts, 12);
     assert_eq!(script.stack.counters().retransmissions, 12);
+    script.play("< . 1 ack 201\n send 100\n > P. 201:301 ack 1\n +100 < . 1 ack 301\n send 100\n > P. 301:401 ack 1");
+    script.play("+300 > P. 301:401 ack 1");
 }
 
 /// RFC 6298 §2.1: "until a round-trip time (RTT) measurement has been made [...], the sender SHOULD set RTO <- 1 second"; then
@@ -39,7 +41,7 @@ fn without_a_measurement_it_is_a_second() {
          +50 < . 1 ack 101
          send 100
          > P. 101:201 ack 1
-         +1000 > P. 101:201 ack 1
+         +2000 > P. 101:201 ack 1
          < . 1 ack 201
          send 100
          > P. 201:301 ack 1
@@ -138,12 +140,14 @@ fn a_trickle_does_not_put_off_the_probe() {
     );
 }
 
-/// RFC 8985 §7.4.2: an ACK of the probe's end and nothing else: it has repaired a loss, and the window is reduced (by CUBIC's 0.7).
+/// RFC 8985 §7.4.2: an ACK beyond the probe's end, and nothing told of a second copy: the probe has repaired a loss, and the
+/// window is reduced (by CUBIC's 0.7).
 #[test]
 fn a_loss_that_the_probe_has_repaired_counts() {
     let mut script = Transcript::new(Setup::default());
     script.play("send 1600\n > . 1:1461 ack 1\n > P. 1461:1601 ack 1\n +202 > P. 1461:1601 ack 1\n +50 < . 1 ack 1601");
-    script.play(&("send 30000\n".to_owned() + &lines("> .", 1601..11_821, 1460, "ack 1")));
+    script.play(&("send 30000\n".to_owned() + &lines("> .", 1601..16_201, 1460, "ack 1")));
+    script.play(&("+50 < . 1 ack 16201\n".to_owned() + &lines("> .", 16_201..26_421, 1460, "ack 1")));
 }
 
 /// RFC 8985 §7.4.2: "both the original and the TLP probe arrived": it was received twice (RFC 2883), and nothing was lost.
