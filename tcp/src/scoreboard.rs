@@ -247,6 +247,7 @@ impl Scoreboard {
         let mut arrived = Arrived::default();
         let Some(una) = self.segments.front().map(|sent| sent.seq) else { return arrived };
         let known = self.blocks;
+        let mut highest = self.highest;
         for &(left, right) in blocks {
             // RFC 2018 §8: a block is a hint, and this one no possible one.
             if !is_before(left, right) || is_before(left, una) || is_before(nxt, right) {
@@ -261,7 +262,10 @@ impl Scoreboard {
             for part in parts {
                 self.sack_part(now, (left, right), part, &mut arrived);
             }
+            highest = later(highest, right);
         }
+        // What one ACK tells of has come in order as far as it knows (RFC 8985 §6.2, step 3: "in the ascending sequence order").
+        self.highest = highest;
         if !blocks.is_empty() {
             self.blocks = [(una, una); MAX_SACK_BLOCKS];
             for (known, &block) in self.blocks.iter_mut().zip(blocks) {
@@ -291,7 +295,6 @@ impl Scoreboard {
             // Out of order, the peer echoes the timestamp of what it has received last in order (RFC 7323 §4.3): it tells nothing.
             self.note_arrival(now, &sent, None, arrived);
         }
-        self.highest = later(self.highest, block.1);
     }
 
     /// RFC 8985 §6.2, steps 1 to 3. `earlier`: the ACK answers something that was sent before the segment (was sent again), if
