@@ -576,7 +576,7 @@ impl Connection {
         match self.ended {
             Some(Ended::ByUs { .. }) => Some(Remains(remains::Kind::Reset)),
             None if self.is_time_wait() => {
-                let (seq, ack, window) = (self.snd_nxt(), self.rcv_nxt(), self.receiver.window_field());
+                let (seq, ack, window) = (self.snd_nxt(), self.rcv_nxt(), self.receiver.window_field(self.rcv_nxt()));
                 Some(Remains(remains::Kind::TimeWait { local, remote, seq, ack, window, clock }))
             }
             Some(Ended::ByPeer) | None => None,
