@@ -394,9 +394,9 @@ impl Receiver {
         Ack { number: self.acked, window: self.show() }
     }
 
-    /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
-    pub(crate) fn last_ack(&self) -> Ack {
-        Ack { number: self.acked, window: self.window_field() }
+    /// What a segment says that the peer will drop: nothing counts as told by it, and no more window is shown.
+    pub(crate) fn idle_ack(&self) -> Ack {
+        Ack { number: self.nxt(), window: self.window_field() }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if
