@@ -33,6 +33,8 @@ pub(crate) struct Congestion {
     epoch: Option<Epoch>,
     episode: Option<Episode>,
     start: SlowStart,
+    /// What to go back to if it turns out that nothing was lost in the last episode: window, ssthresh, W_max.
+    before: Option<(usize, usize, f64)>,
 }
 
 /// Rounds of slow start (RFC 9406 §4.2).
@@ -65,8 +67,6 @@ struct Episode {
     kind: Kind,
     /// It ends when everything before this number is acknowledged (RecoveryPoint of RFC 6675).
     point: u32,
-    /// What to go back to if it turns out that nothing was lost.
-    before: (usize, usize, f64),
 }
 
 #[derive(Clone, Debug)]
@@ -105,6 +105,7 @@ impl Congestion {
             epoch: None,
             episode: None,
             start: SlowStart::default(),
+            before: None,
         }
     }
 
@@ -133,32 +134,30 @@ impl Congestion {
         if self.episode.is_some() {
             return;
         }
-        let before = self.reduce();
+        self.reduce();
         let kind = Kind::Recovery { flight: flight.max(self.mss), delivered: 0, out: 0 };
-        self.episode = Some(Episode { kind, point, before });
+        self.episode = Some(Episode { kind, point });
         // RFC 6937 §3: the first retransmission leaves at once.
         self.cwnd = pipe + self.mss;
     }
 
     /// The retransmission timer has fired: all that is not acknowledged counts as lost (RFC 5681 §3.1).
     pub(crate) fn on_timeout(&mut self, point: u32) {
-        let before = match self.episode.take() {
-            // ssthresh is reduced once an episode.
-            Some(episode) => episode.before,
-            None => self.reduce(),
-        };
-        self.episode = Some(Episode { kind: Kind::Loss, point, before });
+        // ssthresh is reduced once an episode.
+        if self.episode.is_none() {
+            self.reduce();
+        }
+        self.episode = Some(Episode { kind: Kind::Loss, point });
         self.cwnd = self.mss;
     }
 
     /// Remembers the windows and reduces `ssthresh` (RFC 9438 §4.6, §4.7).
-    fn reduce(&mut self) -> (usize, usize, f64) {
-        let before = (self.cwnd, self.ssthresh, self.w_max);
+    fn reduce(&mut self) {
+        self.before = Some((self.cwnd, self.ssthresh, self.w_max));
         let window = self.cwnd as f64 / self.mss as f64;
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.ssthresh = ((self.cwnd as f64 * BETA) as usize).max(2 * self.mss);
         self.epoch = None;
-        before
     }
 
     /// A segment of `length` bytes was sent.
@@ -239,14 +238,16 @@ impl Congestion {
         self.cwnd = (cubic.max(epoch.reno.min(window + acked)) * self.mss as f64) as usize;
     }
 
-    /// Nothing had been lost after all: back to the windows before (RFC 3522 §3.2, `tcp_undo_cwnd_reduction` of Linux).
-    pub(crate) fn undo(&mut self) {
-        if let Some(Episode { before: (cwnd, ssthresh, w_max), .. }) = self.episode.take() {
-            self.cwnd = self.cwnd.max(cwnd);
-            self.ssthresh = self.ssthresh.max(ssthresh);
-            self.w_max = w_max;
-            self.epoch = None;
-        }
+    /// Nothing had been lost after all in the last episode, whether it lasts or not: back to the windows before (RFC 3522 §3.2,
+    /// `tcp_undo_cwnd_reduction` of Linux). False: it was undone before.
+    pub(crate) fn undo(&mut self) -> bool {
+        let Some((cwnd, ssthresh, w_max)) = self.before.take() else { return false };
+        self.episode = None;
+        self.cwnd = self.cwnd.max(cwnd);
+        self.ssthresh = self.ssthresh.max(ssthresh);
+        self.w_max = w_max;
+        self.epoch = None;
+        true
     }
 
     /// Nothing was sent for longer than the retransmission timeout (RFC 5681 §4.1).

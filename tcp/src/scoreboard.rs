@@ -84,8 +84,11 @@ pub(crate) struct Scoreboard {
     /// RACK.fack: the highest number that has arrived.
     highest: u32,
     reordering_seen: bool,
-    /// RACK.reo_wnd_mult.
+    /// RACK.reo_wnd_mult, and RACK.reo_wnd_persist: for so many repairs it lasts.
     patience: u32,
+    patience_lasts: u32,
+    /// RACK.dsack_round: it grows once in a round trip.
+    patience_grows: Option<u32>,
 }
 
 impl Scoreboard {
@@ -108,7 +111,23 @@ impl Scoreboard {
             highest: una,
             reordering_seen: false,
             patience: 1,
+            patience_lasts: 0,
+            patience_grows: None,
         }
+    }
+
+    /// Something is lost, whether it was sent again or not.
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost > 0
+    }
+
+    /// How many lost segments were sent again and have not arrived, and when the first of them was.
+    pub(crate) fn resent(&self) -> (usize, Option<Instant>) {
+        let valid = |&&(number, at): &&(Number, Instant)| {
+            let sent = number.checked_sub(self.base).map(|index| &self.segments[index as usize]);
+            sent.is_some_and(|sent| sent.again && sent.at == at)
+        };
+        (self.resent.iter().filter(valid).count(), self.resent.iter().find(valid).map(|&(_, at)| at))
     }
 
     /// Nothing is on its way.
@@ -352,10 +371,23 @@ impl Scoreboard {
         (least * self.patience / 4).min(srtt)
     }
 
-    /// Segments were sent again for nothing, by what the peer says: be more patient (RFC 8985 §6.2, step 4).
-    pub(crate) fn be_patient(&mut self) {
+    /// Segments were sent again for nothing, by what the peer says: be more patient (RFC 8985 §6.2, step 4). `nxt`: SND.NXT.
+    pub(crate) fn be_patient(&mut self, nxt: u32) {
         self.reordering_seen = true;
-        self.patience = (self.patience + 1).min(16);
+        self.patience_lasts = 16;
+        // `highest` is what has arrived: RFC 8985 counts in rounds of what is acknowledged, which is no more than that.
+        if self.patience_grows.is_none_or(|from| !is_before(self.highest, from)) {
+            self.patience_grows = Some(nxt);
+            self.patience = (self.patience + 1).min(16);
+        }
+    }
+
+    /// Losses were repaired.
+    pub(crate) fn note_repair(&mut self) {
+        self.patience_lasts = self.patience_lasts.saturating_sub(1);
+        if self.patience_lasts == 0 {
+            self.patience = 1;
+        }
     }
 
     fn mark_lost(&mut self, number: Number) {
@@ -373,13 +405,13 @@ impl Scoreboard {
     }
 
     /// Nothing was lost after all: what was not sent again needs not be, and is looked at with more patience.
-    pub(crate) fn forget_losses(&mut self) {
+    pub(crate) fn forget_losses(&mut self, nxt: u32) {
         for sent in self.segments.iter_mut().filter(|sent| sent.lost && !sent.again) {
             sent.lost = false;
             self.lost -= sent.length as usize;
         }
         self.scanned = self.base;
-        self.be_patient();
+        self.be_patient(nxt);
     }
 
     /// The first segment that has not arrived is lost: what a peer without SACK tells by duplicate ACKs (RFC 6582). Returns
@@ -446,15 +478,11 @@ impl Scoreboard {
     }
 }
 
-/// The first SACK block tells of text that was received twice (RFC 2883 §4).
-pub(crate) fn is_received_twice(blocks: &[SackBlock], una: u32) -> bool {
-    match blocks {
-        [(_, right), ..] if !is_before(una, *right) => true,
-        [(left, right), (outer_left, outer_right), ..] => {
-            !is_before(*left, *outer_left) && !is_before(*outer_right, *right)
-        }
-        _ => false,
-    }
+/// The first SACK block, if it tells of text that was received twice (RFC 2883 §4).
+pub(crate) fn received_twice(blocks: &[SackBlock], una: u32) -> Option<SackBlock> {
+    let &first = blocks.first()?;
+    let within = |outer: &SackBlock| !is_before(first.0, outer.0) && !is_before(outer.1, first.1);
+    (!is_before(una, first.1) || blocks.get(1).is_some_and(within)).then_some(first)
 }
 
 /// RFC 8985 §6.1: RACK_sent_after.

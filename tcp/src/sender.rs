@@ -17,7 +17,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::congestion::{Acked, Congestion};
 use crate::rtt::Rtt;
-use crate::scoreboard::{Arrived, Scoreboard, is_received_twice};
+use crate::scoreboard::{Arrived, Scoreboard, received_twice};
 use crate::sequence::is_before;
 use crate::stack::{Budget, Counters};
 use crate::wire::SackBlock;
@@ -77,10 +77,12 @@ struct TailProbe {
     again: bool,
 }
 
-/// How to find out that a repair was for nothing.
-#[derive(Clone, Copy, Debug, Default)]
+/// How to find out that a repair was for nothing. Stays when the repair is over: by then what was sent again has just arrived.
+#[derive(Clone, Copy, Debug)]
 struct Undo {
-    /// When the first segment of this episode was sent again.
+    /// SND.UNA when it began: what was sent again then lies behind.
+    from: u32,
+    /// When the first segment was sent again.
     first_again: Option<Instant>,
     /// Segments sent again and not yet reported as received twice (RFC 2883).
     unconfirmed: usize,
@@ -178,7 +180,7 @@ impl Sender {
             backoff: 0,
             due: None,
             tail_probe: None,
-            undo: Undo::default(),
+            undo: Undo { from: una, first_again: None, unconfirmed: 0 },
             dup_acks: 0,
             last_sent: now,
             budget: config.budget,
@@ -325,7 +327,7 @@ impl Sender {
         if advanced {
             self.advance(feedback.ack);
         }
-        let twice = self.sack && is_received_twice(feedback.sack, self.una);
+        let twice = if self.sack { received_twice(feedback.sack, self.una) } else { None };
         if self.sack {
             let sacked = self.scoreboard.sack(now, feedback.sack, self.nxt);
             arrived.bytes += sacked.bytes;
@@ -342,7 +344,7 @@ impl Sender {
             self.due = None;
         }
         self.notice_undo(twice, advanced, &arrived, counters, answers_earlier);
-        self.notice_tail_probe(feedback, twice, advanced);
+        self.notice_tail_probe(feedback, twice.is_some(), advanced);
         let lost = self.notice_losses(now, feedback, advanced, window_changed);
         let acked = Acked {
             delivered: arrived.bytes,
@@ -353,9 +355,14 @@ impl Sender {
             pipe_before,
             pipe: self.estimated_pipe(),
         };
+        let repairing = self.congestion.is_repairing();
         self.congestion.on_ack(now, acked, self.rtt.smoothed());
-        if !self.congestion.is_repairing() {
-            self.undo = Undo::default();
+        if repairing && !self.congestion.is_repairing() {
+            self.scoreboard.note_repair();
+            if self.scoreboard.has_lost() {
+                // Lost of what was sent since the window was reduced: the path asks for less again.
+                self.begin_repair();
+            }
         }
         if advanced || arrived.bytes > 0 || lost || window_changed {
             self.owed_since = now;
@@ -390,31 +397,37 @@ impl Sender {
         self.shrink();
     }
 
+    /// `twice`: what was received twice.
     fn notice_undo(
         &mut self,
-        twice: bool,
+        twice: Option<SackBlock>,
         advanced: bool,
         arrived: &Arrived,
         counters: &mut Counters,
         answers_earlier: impl Fn(Instant) -> Option<bool>,
     ) {
-        if twice {
-            self.scoreboard.be_patient();
-            self.undo.unconfirmed = self.undo.unconfirmed.saturating_sub(1);
+        if let Some((left, right)) = twice {
+            // A tail probe was a guess.
+            if !self.tail_probe.is_some_and(|probe| probe.again && probe.end == right) {
+                self.scoreboard.be_patient(self.nxt);
+            }
+            if !is_before(left, self.undo.from) {
+                self.undo.unconfirmed = self.undo.unconfirmed.saturating_sub(1);
+            }
         }
+        let repairing = self.congestion.is_repairing();
         let for_nothing = match self.undo.first_again {
             // Nothing was sent again, and yet what was taken for lost has arrived.
-            None => arrived.mistaken,
+            None => repairing && arrived.mistaken,
             // RFC 3522: the ACK was sent for the original, before what was sent again could arrive. RFC 3708: all of it was
             // received twice.
             Some(first_again) => {
-                (advanced && arrived.ever_again && answers_earlier(first_again) == Some(true))
-                    || (twice && self.undo.unconfirmed == 0)
+                let original = advanced && arrived.ever_again && answers_earlier(first_again) == Some(true);
+                (repairing && original) || (twice.is_some() && self.undo.unconfirmed == 0)
             }
         };
-        if for_nothing && self.congestion.is_repairing() {
-            self.congestion.undo();
-            self.scoreboard.forget_losses();
+        if for_nothing && self.congestion.undo() {
+            self.scoreboard.forget_losses(self.nxt);
             counters.undone_recoveries += 1;
         }
     }
@@ -460,7 +473,8 @@ impl Sender {
 
     fn begin_repair(&mut self) {
         if !self.congestion.is_repairing() {
-            self.undo = Undo::default();
+            let (unconfirmed, first_again) = self.scoreboard.resent();
+            self.undo = Undo { from: self.una, first_again, unconfirmed };
         }
         self.tail_probe = None;
         self.congestion.on_loss(self.nxt, self.scoreboard.pipe(), self.scoreboard.flight());
@@ -558,7 +572,7 @@ impl Sender {
             Alarm::Retransmission => {
                 counters.retransmission_timeouts += 1;
                 if !self.congestion.is_after_timeout() {
-                    self.undo = Undo::default();
+                    self.undo = Undo { from: self.una, first_again: None, unconfirmed: 0 };
                 }
                 self.congestion.on_timeout(self.nxt);
                 self.scoreboard.mark_all_lost();
@@ -868,5 +882,48 @@ mod tests {
         assert_eq!(script.echoes(0, &[(1, 2), (3, 10)], first), [0, 2]);
         script.now += Duration::from_millis(101);
         assert_eq!(script.echoes(0, &[(1, 10)], first), [0], "2 was sent after 0, and has arrived");
+    }
+
+    /// RFC 5681 §3.2, RFC 6675 §5: losses of two round trips reduce the window twice.
+    #[test]
+    fn a_loss_of_what_was_sent_in_recovery_counts_again() {
+        let mut script = Script::new(30);
+        script.sends();
+        script.now += RTT;
+        assert_eq!(script.acks(0, &[(1, 4)]), [0]);
+        let sent = script.acks(0, &[(1, 10)]);
+        assert_eq!(sent, [10, 11, 12, 13, 14, 15], "9 of 10 have arrived: 7 may leave, and 1 has");
+        script.now += RTT;
+        assert_eq!(script.acks(10, &[(11, 16)])[0], 10);
+        script.now += RTT;
+        script.acks(script.sender.nxt() / MSS as u32, &[]);
+        assert_eq!(script.window(), 4, "10 x 0.7 x 0.7");
+    }
+
+    /// RFC 3708. The D-SACK comes behind the ACK that ends the repair: what was sent again was sent after all else.
+    #[test]
+    fn what_was_sent_again_for_nothing_is_undone_when_that_is_told() {
+        let mut script = Script::new(10);
+        script.sends();
+        script.now += RTT;
+        assert_eq!(script.acks(0, &[(1, 4)]), [0]);
+        script.acks(10, &[]);
+        assert_eq!(script.window(), 7);
+        script.now += RTT;
+        script.acks(10, &[(0, 1)]);
+        assert_eq!((script.window(), script.counters.undone_recoveries), (10, 1));
+        script.acks(10, &[(0, 1)]);
+        assert_eq!(script.counters.undone_recoveries, 1);
+    }
+
+    #[test]
+    fn an_old_duplicate_undoes_nothing() {
+        let mut script = Script::new(10);
+        script.sends();
+        script.now += RTT;
+        script.acks(2, &[]);
+        assert_eq!(script.acks(2, &[(3, 6)]), [2]);
+        script.acks(2, &[(0, 1), (3, 10)]);
+        assert!(script.sender.congestion.is_repairing());
     }
 }
