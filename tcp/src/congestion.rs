@@ -32,6 +32,8 @@ pub(crate) struct Congestion {
     /// The present stage of congestion avoidance.
     epoch: Option<Epoch>,
     episode: Option<Episode>,
+    /// What duplicate ACKs have told of: it counts when SND.UNA moves.
+    withheld: usize,
     start: SlowStart,
     /// What to go back to if it turns out that nothing was lost in the last episode: window, ssthresh, W_max.
     before: Option<(usize, usize, f64)>,
@@ -104,6 +106,7 @@ impl Congestion {
             w_max: 0.0,
             epoch: None,
             episode: None,
+            withheld: 0,
             start: SlowStart::default(),
             before: None,
         }
@@ -157,6 +160,7 @@ impl Congestion {
         let window = self.cwnd as f64 / self.mss as f64;
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.ssthresh = ((self.cwnd as f64 * BETA) as usize).max(2 * self.mss);
+        self.withheld = 0;
         self.epoch = None;
     }
 
@@ -203,9 +207,11 @@ impl Congestion {
 
     fn grow(&mut self, now: Instant, acked: Acked, srtt: Option<Duration>) {
         // RFC 3042 §2: what duplicate ACKs let leave must not change the window.
-        if acked.delivered == 0 || !acked.advanced {
+        self.withheld += acked.delivered;
+        if !acked.advanced || self.withheld == 0 {
             return;
         }
+        let acked = Acked { delivered: std::mem::take(&mut self.withheld), ..acked };
         if self.cwnd < self.ssthresh {
             // A window that was not used says nothing about the path (RFC 7661 §3; `tcp_is_cwnd_limited` of Linux).
             if acked.pipe_before * 2 >= self.cwnd {

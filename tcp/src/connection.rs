@@ -330,7 +330,7 @@ impl Connection {
         envelope: &Envelope,
         sink: &mut impl FrameSink,
     ) -> bool {
-        let ack = if chunk.is_probe() { self.receiver.last_ack() } else { self.receiver.acknowledge(stack, now) };
+        let ack = if chunk.is_probe() { self.receiver.idle_ack() } else { self.receiver.acknowledge(stack, now) };
         let mut flags = Flags::ACK;
         if chunk.fin {
             flags = flags.with(Flags::FIN);
@@ -371,7 +371,7 @@ impl Connection {
 
     /// RFC 9293 §3.8.4: with a number that the peer has acknowledged.
     fn transmit_probe(&mut self, now: Instant, envelope: &Envelope, sink: &mut impl FrameSink) -> bool {
-        let (seq, ack, options) = (self.sender.una().wrapping_sub(1), self.receiver.last_ack(), self.options(now, &[]));
+        let (seq, ack, options) = (self.sender.una().wrapping_sub(1), self.receiver.idle_ack(), self.options(now, &[]));
         let sent = self.build(seq, ack.number, Flags::ACK, ack.window, &options, envelope, sink);
         self.probe_is_pending = !sent;
         sent || self.retry(now)
@@ -576,7 +576,7 @@ impl Connection {
         match self.ended {
             Some(Ended::ByUs { .. }) => Some(Remains(remains::Kind::Reset)),
             None if self.is_time_wait() => {
-                let (seq, ack, window) = (self.snd_nxt(), self.rcv_nxt(), self.receiver.window_field(self.rcv_nxt()));
+                let (seq, ack, window) = (self.snd_nxt(), self.rcv_nxt(), self.receiver.window_field());
                 Some(Remains(remains::Kind::TimeWait { local, remote, seq, ack, window, clock }))
             }
             Some(Ended::ByPeer) | None => None,

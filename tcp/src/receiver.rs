@@ -394,9 +394,9 @@ impl Receiver {
         Ack { number: self.acked, window: self.show() }
     }
 
-    /// What the peer was told last, for a segment that it will drop: nothing counts as told by it.
-    pub(crate) fn last_ack(&self) -> Ack {
-        Ack { number: self.acked, window: self.window_field(self.acked) }
+    /// What a segment says that the peer will drop: nothing counts as told by it, and no more window is shown.
+    pub(crate) fn idle_ack(&self) -> Ack {
+        Ack { number: self.nxt(), window: self.window_field() }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if
@@ -407,17 +407,18 @@ impl Receiver {
         if !self.fin_received && i64::from(gain) >= self.worth_showing() {
             self.edge = target;
         }
-        let field = self.window_field(self.nxt());
+        let field = self.window_field();
         self.edge = later(self.edge, self.nxt().wrapping_add(u32::from(field) << self.shift));
         field
     }
 
-    /// The window that was shown last, as a field of a segment that acknowledges `ack`.
-    pub(crate) fn window_field(&self, ack: u32) -> u16 {
-        let window = if is_before(ack, self.edge) { self.edge.wrapping_sub(ack) } else { 0 };
+    /// The window that was shown last, as a field of a segment that leaves now.
+    pub(crate) fn window_field(&self) -> u16 {
+        let nxt = self.nxt();
+        let window = if is_before(nxt, self.edge) { self.edge.wrapping_sub(nxt) } else { 0 };
         let rounded_up = window.div_ceil(1 << self.shift);
         let sure = self.inner_edge.wrapping_sub(self.inner_unit() - 1);
-        let fits = !is_before(sure, ack.wrapping_add(rounded_up << self.shift));
+        let fits = !is_before(sure, nxt.wrapping_add(rounded_up << self.shift));
         u16::try_from(if fits { rounded_up } else { window >> self.shift }).unwrap_or(u16::MAX)
     }
 }

@@ -53,12 +53,12 @@ fn a_probe_of_ours_does_not_acknowledge() {
     Transcript::new(Setup::default()).play(
         "< P. 1:6 ack 1
          probe
-         > . 0 ack 1
+         > . 0 ack 6
          +10 > . 1 ack 6
          < . 6 ack 1 win 0
          send 10
          +290 < P. 6:11 ack 1 win 0
-         +10 > . 0 ack 6
+         +10 > . 0 ack 11
          > . 1 ack 11",
     );
 }

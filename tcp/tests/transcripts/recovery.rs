@@ -267,3 +267,17 @@ fn sent_after(script: &mut Transcript, event: &str) -> usize {
     script.peer(event);
     script.transmit().len()
 }
+
+/// RFC 5681 §3.1, RFC 3042 §2: what was reordered counts for slow start too, when it is acknowledged.
+#[test]
+fn what_was_reordered_opens_the_window_when_it_is_acknowledged() {
+    let mut script = in_flight(Setup::default(), 60_000);
+    script.play(
+        "< . 1 ack 1 sack 1461:2921
+         > . 14601:16061 ack 1
+         < . 1 ack 2921
+         > . 16061:17521 ack 1
+         > . 17521:18981 ack 1
+         > . 18981:20441 ack 1",
+    );
+}
