@@ -16,8 +16,9 @@ pub(crate) struct Congestion {
     mss: usize,
     cwnd: usize,
     ssthresh: usize,
-    /// CUBIC's W_max, in segments.
+    /// CUBIC's W_max and cwnd_prior, in segments.
     w_max: f64,
+    prior: f64,
     /// The present stage of congestion avoidance.
     epoch: Option<Epoch>,
     episode: Option<Episode>,
@@ -27,7 +28,10 @@ pub(crate) struct Congestion {
 
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
+    /// When it began; later by the time in which the window was not used.
     begin: Instant,
+    /// When an ACK has come last.
+    last: Instant,
     /// The time in seconds until the plateau.
     k: f64,
     /// The plateau, in segments.
@@ -72,6 +76,7 @@ impl Congestion {
             cwnd: initial_window(mss),
             ssthresh: usize::MAX,
             w_max: 0.0,
+            prior: 0.0,
             epoch: None,
             episode: None,
             before: None,
@@ -124,6 +129,7 @@ impl Congestion {
     fn reduce(&mut self) {
         self.before = Some((self.cwnd, self.ssthresh, self.w_max));
         let window = self.cwnd as f64 / self.mss as f64;
+        self.prior = window;
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.ssthresh = ((self.cwnd as f64 * BETA) as usize).max(2 * self.mss);
         self.epoch = None;
@@ -181,7 +187,11 @@ impl Congestion {
             }
         } else if acked.pipe_before + 3 * self.mss >= self.cwnd {
             self.avoid_congestion(now, acked.delivered, srtt.unwrap_or_default());
+        } else if let Some(epoch) = &mut self.epoch {
+            // RFC 9438 §4.2: the time does not count in which a window does not grow because it is not used.
+            epoch.begin += now - epoch.last;
         }
+        self.epoch.iter_mut().for_each(|epoch| epoch.last = now);
     }
 
     /// RFC 9438 §4.2 to §4.5.
@@ -190,13 +200,13 @@ impl Congestion {
         let w_max = self.w_max;
         let epoch = self.epoch.get_or_insert_with(|| {
             let origin = w_max.max(window);
-            Epoch { begin: now, k: ((origin - window) / C).cbrt(), origin, reno: window }
+            Epoch { begin: now, last: now, k: ((origin - window) / C).cbrt(), origin, reno: window }
         });
         let acked = delivered as f64 / self.mss as f64;
         let t = (now - epoch.begin + srtt).total_micros() as f64 / 1e6;
         let target = (epoch.origin + C * (t - epoch.k).powi(3)).clamp(window, 1.5 * window);
         // RFC 9438 §4.3: once W_est is back at the old window, it grows like Reno's.
-        let alpha = if epoch.reno >= epoch.origin { 1.0 } else { ALPHA };
+        let alpha = if epoch.reno >= self.prior { 1.0 } else { ALPHA };
         epoch.reno += alpha * acked / window;
         let cubic = window + (target - window) / window * acked;
         self.cwnd = (cubic.max(epoch.reno.min(window + acked)) * self.mss as f64) as usize;
@@ -306,5 +316,19 @@ mod tests {
         }
         assert!((980 * MSS..1010 * MSS).contains(&at_k), "{at_k}");
         assert!(congestion.window() > 1200 * MSS, "{}", congestion.window());
+    }
+
+    /// RFC 9438 §4.2: an application that has paused does not get the window that would have grown meanwhile.
+    #[test]
+    fn a_window_does_not_grow_by_time_in_which_it_is_not_used() {
+        let mut congestion = Congestion { cwnd: 100 * MSS, ssthresh: 1, ..Congestion::new(MSS) };
+        let used = |window: usize| Acked { delivered: MSS, advanced: true, pipe_before: window, pipe: 0 };
+        congestion.on_ack(Instant::ZERO, 1, used(100 * MSS), None);
+        for second in 1..1000 {
+            congestion.on_ack(Instant::from_secs(second), 1, used(MSS), None);
+        }
+        congestion.on_ack(Instant::from_secs(999), 1, used(100 * MSS), None);
+        let window = congestion.window();
+        assert!((100 * MSS..=100 * MSS + 50).contains(&window), "{window}");
     }
 }
