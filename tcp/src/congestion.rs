@@ -27,8 +27,9 @@ pub(crate) struct Congestion {
     mss: usize,
     cwnd: usize,
     ssthresh: usize,
-    /// CUBIC's W_max, in segments.
+    /// CUBIC's W_max and cwnd_prior, in segments.
     w_max: f64,
+    prior: f64,
     /// The present stage of congestion avoidance.
     epoch: Option<Epoch>,
     episode: Option<Episode>,
@@ -54,7 +55,10 @@ struct SlowStart {
 
 #[derive(Clone, Copy, Debug)]
 struct Epoch {
+    /// When it began; later by the time in which the window was not used.
     begin: Instant,
+    /// When an ACK has come last.
+    last: Instant,
     /// The time in seconds until the plateau.
     k: f64,
     /// The plateau, in segments.
@@ -104,6 +108,7 @@ impl Congestion {
             cwnd: initial_window(mss),
             ssthresh: usize::MAX,
             w_max: 0.0,
+            prior: 0.0,
             epoch: None,
             episode: None,
             withheld: 0,
@@ -158,6 +163,7 @@ impl Congestion {
     fn reduce(&mut self) {
         self.before = Some((self.cwnd, self.ssthresh, self.w_max));
         let window = self.cwnd as f64 / self.mss as f64;
+        self.prior = window;
         self.w_max = if window < self.w_max { window * (1.0 + BETA) / 2.0 } else { window };
         self.ssthresh = ((self.cwnd as f64 * BETA) as usize).max(2 * self.mss);
         self.withheld = 0;
@@ -223,7 +229,11 @@ impl Congestion {
             }
         } else if acked.pipe_before + 3 * self.mss >= self.cwnd {
             self.avoid_congestion(now, acked.delivered, srtt.unwrap_or_default());
+        } else if let Some(epoch) = &mut self.epoch {
+            // RFC 9438 §4.2: the time does not count in which a window does not grow because it is not used.
+            epoch.begin += now - epoch.last;
         }
+        self.epoch.iter_mut().for_each(|epoch| epoch.last = now);
     }
 
     /// RFC 9438 §4.2 to §4.5.
@@ -232,13 +242,13 @@ impl Congestion {
         let w_max = self.w_max;
         let epoch = self.epoch.get_or_insert_with(|| {
             let origin = w_max.max(window);
-            Epoch { begin: now, k: ((origin - window) / C).cbrt(), origin, reno: window }
+            Epoch { begin: now, last: now, k: ((origin - window) / C).cbrt(), origin, reno: window }
         });
         let acked = delivered as f64 / self.mss as f64;
         let t = (now - epoch.begin + srtt).total_micros() as f64 / 1e6;
         let target = (epoch.origin + C * (t - epoch.k).powi(3)).clamp(window, 1.5 * window);
         // RFC 9438 §4.3: once W_est is back at the old window, it grows like Reno's.
-        let alpha = if epoch.reno >= epoch.origin { 1.0 } else { ALPHA };
+        let alpha = if epoch.reno >= self.prior { 1.0 } else { ALPHA };
         epoch.reno += alpha * acked / window;
         let cubic = window + (target - window) / window * acked;
         self.cwnd = (cubic.max(epoch.reno.min(window + acked)) * self.mss as f64) as usize;
@@ -398,5 +408,19 @@ mod tests {
             assert!(round(number * 10, 63).1, "round {number}");
         }
         assert!(!round(80, 63).1);
+    }
+
+    /// RFC 9438 §4.2: an application that has paused does not get the window that would have grown meanwhile.
+    #[test]
+    fn a_window_does_not_grow_by_time_in_which_it_is_not_used() {
+        let mut congestion = Congestion { cwnd: 100 * MSS, ssthresh: 1, ..Congestion::new(MSS) };
+        let used = |window: usize| Acked { pipe_before: window, ..acked(1, MSS, 0) };
+        congestion.on_ack(Instant::ZERO, used(100 * MSS), None);
+        for second in 1..1000 {
+            congestion.on_ack(Instant::from_secs(second), used(MSS), None);
+        }
+        congestion.on_ack(Instant::from_secs(999), used(100 * MSS), None);
+        let window = congestion.window();
+        assert!((100 * MSS..=100 * MSS + 50).contains(&window), "{window}");
     }
 }

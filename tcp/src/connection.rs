@@ -269,13 +269,13 @@ impl Connection {
     }
 
     /// The path does not carry an IP packet that we have sent, only such of up to `mtu` bytes; `seq`: the sequence number
-    /// that the error quotes. True: it quotes what is on its way (RFC 5927 §4), and segments are shorter from now on.
+    /// that the error quotes. True: it quotes what is on its way (RFC 5927 §4), and segments are shorter from now on. What is
+    /// below the least path MTU is not believed at all.
     pub fn handle_packet_too_big(&mut self, now: Instant, seq: u32, mtu: usize) -> bool {
         let on_its_way = !is_before(seq, self.sender.una()) && is_before(seq, self.sender.nxt());
-        if self.ended.is_some() || !on_its_way {
+        if self.ended.is_some() || !on_its_way || mtu < LEAST_PATH_MTU[usize::from(self.local.is_ipv6())] {
             return false;
         }
-        let mtu = mtu.max(LEAST_PATH_MTU[usize::from(self.local.is_ipv6())]);
         let options = self.clock.map_or(0, |_| TIMESTAMPS_LENGTH);
         self.sender.lower_mss(now, mtu - headers_length(self.local) - options)
     }

@@ -21,6 +21,9 @@ pub const SERVER_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
 pub const SERVER_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 2));
 /// Both addresses of the server host.
 pub const SERVERS: [IpAddr; 2] = [SERVER_V4, SERVER_V6];
+/// Addresses of the host behind the router that [`Lab::add_router`] makes.
+pub const ROUTED_SERVERS: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(10, 78, 0, 2)), IpAddr::V6(Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, 2))];
 /// The wire's interface towards the client host.
 pub const WIRE_CLIENT: &str = "port1";
 /// The wire's interface towards the server host.
@@ -143,6 +146,35 @@ impl Lab {
         }
     }
 
+    /// Makes the server host a router to one more host, over a link that carries IP packets of up to `mtu` bytes to there. That
+    /// host does not know, and asks for longer ones.
+    pub fn add_router(&self, mtu: u32) -> Inner<'_> {
+        let name = format!("{}i", self.server.namespace);
+        // From here on `Drop` removes it.
+        let inner = Inner { host: Host { namespace: name.clone(), folder: self.folder.path().to_owned() }, _lab: self };
+        ip(&["netns", "add", &name]);
+        ip(&["-n", &name, "link", "set", "lo", "up"]);
+        let router = &self.server.namespace;
+        ip(&["-n", router, "link", "add", "down0", "type", "veth", "peer", "name", "eth0", "netns", &name]);
+        ip(&["-n", router, "link", "set", "down0", "mtu", &mtu.to_string()]);
+        for (namespace, device, last) in [(router.as_str(), "down0", 1), (&name, "eth0", 2)] {
+            ip(&["-n", namespace, "link", "set", device, "up"]);
+            ip(&["-n", namespace, "addr", "add", &format!("10.78.0.{last}/24"), "dev", device]);
+            ip(&["-n", namespace, "addr", "add", &format!("fd78::{last}/64"), "dev", device, "nodad"]);
+        }
+        for (namespace, [v4, v6], [v4_router, v6_router]) in [
+            (name.as_str(), ["10.77.0.0/24", "fd77::/64"], ["10.78.0.1", "fd78::1"]),
+            (&self.client.namespace, ["10.78.0.0/24", "fd78::/64"], ["10.77.0.2", "fd77::2"]),
+        ] {
+            ip(&["-n", namespace, "route", "add", v4, "via", v4_router]);
+            ip(&["-n", namespace, "-6", "route", "add", v6, "via", v6_router]);
+        }
+        for switch in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            self.server.set_sysctl(switch, "1");
+        }
+        inner
+    }
+
     /// Whether an XDP program is attached to an interface of the wire.
     pub fn xdp_attached(&self) -> bool {
         self.wire.links().contains("prog/xdp")
@@ -185,6 +217,26 @@ impl Lab {
                 host.run("ip", &["link", "show", "dev", "eth0"]).contains("LOWER_UP")
             });
         }
+    }
+}
+
+/// A host behind a router.
+pub struct Inner<'a> {
+    host: Host,
+    _lab: &'a Lab,
+}
+
+impl std::ops::Deref for Inner<'_> {
+    type Target = Host;
+
+    fn deref(&self) -> &Host {
+        &self.host
+    }
+}
+
+impl Drop for Inner<'_> {
+    fn drop(&mut self) {
+        remove_namespace(&self.host.namespace);
     }
 }
 

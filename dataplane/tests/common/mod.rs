@@ -29,7 +29,9 @@ mod servers;
 pub use capture::{CAPTURE_LIMIT, Capture, Captures, Segment, flag, option};
 pub use chatter::{Report, chatter};
 pub use host::{Host, connect_from, listen_in};
-pub use lab::{CLIENT_V4, CLIENT_V6, Lab, LabOptions, SERVER_V4, SERVER_V6, SERVERS, WIRE_CLIENT, WIRE_SERVER};
+pub use lab::{
+    CLIENT_V4, CLIENT_V6, Lab, LabOptions, ROUTED_SERVERS, SERVER_V4, SERVER_V6, SERVERS, WIRE_CLIENT, WIRE_SERVER,
+};
 pub use process::{Process, Socktap, now, wait_until};
 pub use random::Random;
 pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd};
