@@ -52,9 +52,11 @@ fn number(variable: &str) -> Option<u64> {
 /// Failures by seed, and the sum of all tallies.
 type Results = (BTreeMap<u64, String>, BTreeMap<&'static str, u64>);
 
-/// Runs seeds on all cores; panics with the first failures and how to see them again.
+/// Runs so many seeds on all cores, from number `SOCKTAP_FIRST` (or 0) on; panics with the first failures and how to see them
+/// again.
 fn swarm(between: Between, seeds: u64) {
-    let next = AtomicU64::new(0);
+    let first = number("SOCKTAP_FIRST").unwrap_or(0);
+    let next = AtomicU64::new(first);
     let results: Mutex<Results> = Mutex::default();
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
@@ -62,7 +64,7 @@ fn swarm(between: Between, seeds: u64) {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds {
+                    if seed >= first + seeds {
                         break;
                     }
                     let result = run(seed, between, false);
@@ -80,7 +82,7 @@ fn swarm(between: Between, seeds: u64) {
         }
     });
     let (failures, tally) = results.into_inner().expect("no thread panics with the lock");
-    println!("{seeds} seeds: {tally:#?}");
+    println!("{seeds} seeds from {first}: {tally:#?}");
     for (seed, error) in failures.iter().take(number("SOCKTAP_SHOW").unwrap_or(5) as usize) {
         println!("seed {seed}: {error}");
     }
