@@ -49,10 +49,10 @@ impl Mirror {
         }
         let Some(stream) = streams.last_mut() else { return };
         let Some(begin) = stream.offset(segment.seq) else { return };
-        if stream.text.len() < begin + payload.len() {
+        if !payload.is_empty() && stream.text.len() < begin + payload.len() {
             stream.text.resize(begin + payload.len(), None);
         }
-        for (known, &byte) in stream.text[begin..].iter_mut().zip(payload) {
+        for (known, &byte) in stream.text.iter_mut().skip(begin).zip(payload) {
             known.get_or_insert(byte);
         }
         if segment.fin {
