@@ -245,12 +245,14 @@ fn habits(scale: Scale) -> impl Strategy<Value = Habits> {
         let burst = |(lost, arrive)| [vec![true; lost], vec![false; arrive]].concat();
         bursts.into_iter().flat_map(burst).collect()
     });
-    (buffer, millis(400), millis(scale.read_after), losses, any::<bool>()).prop_map(
-        |(buffer, ack_delay, read_after, losses, modern)| Habits {
+    let hops = prop_oneof![Just(0), Just(3)];
+    (buffer, millis(400), millis(scale.read_after), losses, hops, any::<bool>()).prop_map(
+        |(buffer, ack_delay, read_after, losses, hops, modern)| Habits {
             buffer,
             ack_delay,
             read_after: Some(read_after),
             losses,
+            hops,
             modern,
         },
     )
@@ -462,10 +464,15 @@ impl Run {
 
     /// Whether the server surely acknowledges all that has passed before the tap has no more patience with a flow that ends.
     fn drains_in_time(&self) -> bool {
-        let Habits { buffer, ack_delay, read_after, losses, .. } = &self.habits;
+        let Habits { buffer, ack_delay, read_after, losses, hops, .. } = &self.habits;
+        // What follows such a segment goes no further than that.
+        let expires = |act: &Act| matches!(act, Act::Piece { how, .. } if how.hop_limit < *hops);
+        if losses.contains(&true) || self.acts.iter().any(expires) {
+            return false;
+        }
         let rounds = 2 + self.streams[0].len() / buffer;
         let round = *ack_delay + read_after.expect("it reads");
-        !losses.contains(&true) && round * (rounds as u32) < dataplane::flow::DRAIN_TIMEOUT
+        round * (rounds as u32) < dataplane::flow::DRAIN_TIMEOUT
     }
 
     /// The same bytes, sent plainly, are the same messages with the same verdicts.
