@@ -238,18 +238,21 @@ fn act(scale: Scale, ends: bool) -> impl Strategy<Value = Act> {
 fn habits(scale: Scale) -> impl Strategy<Value = Habits> {
     let millis = |most: u64| prop_oneof![Just(0), 0..most].prop_map(Duration::from_millis);
     let buffer = prop_oneof![Just(60_000), scale.buffer..scale.buffer + 500];
-    // Never more than three in a row: each doubles the time until the next attempt.
-    let bursts = prop::collection::vec((0usize..4, 1usize..5), 0..8);
+    // Never more than two in a row: each doubles the time until the next attempt, up to a minute, and a flow whose server is
+    // silent for three minutes is given up.
+    let bursts = prop::collection::vec((0usize..3, 1usize..5), 0..8);
     let losses = prop_oneof![Just(Vec::new()), bursts].prop_map(|bursts| {
         let burst = |(lost, arrive)| [vec![true; lost], vec![false; arrive]].concat();
         bursts.into_iter().flat_map(burst).collect()
     });
-    (buffer, millis(400), millis(scale.read_after), losses, any::<bool>()).prop_map(
-        |(buffer, ack_delay, read_after, losses, modern)| Habits {
+    let hops = prop_oneof![Just(0), Just(3)];
+    (buffer, millis(400), millis(scale.read_after), losses, hops, any::<bool>()).prop_map(
+        |(buffer, ack_delay, read_after, losses, hops, modern)| Habits {
             buffer,
             ack_delay,
             read_after: Some(read_after),
             losses,
+            hops,
             modern,
         },
     )
@@ -461,10 +464,15 @@ impl Run {
 
     /// Whether the server surely acknowledges all that has passed before the tap has no more patience with a flow that ends.
     fn drains_in_time(&self) -> bool {
-        let Habits { buffer, ack_delay, read_after, losses, .. } = &self.habits;
+        let Habits { buffer, ack_delay, read_after, losses, hops, .. } = &self.habits;
+        // What follows such a segment goes no further than that.
+        let expires = |act: &Act| matches!(act, Act::Piece { how, .. } if how.hop_limit < *hops);
+        if losses.contains(&true) || self.acts.iter().any(expires) {
+            return false;
+        }
         let rounds = 2 + self.streams[0].len() / buffer;
         let round = *ack_delay + read_after.expect("it reads");
-        !losses.contains(&true) && round * (rounds as u32) < dataplane::flow::DRAIN_TIMEOUT
+        round * (rounds as u32) < dataplane::flow::DRAIN_TIMEOUT
     }
 
     /// The same bytes, sent plainly, are the same messages with the same verdicts.
@@ -512,17 +520,9 @@ const SHORT: Scale = Scale { longest: 40, messages: 12, acts: 80, buffer: 20, re
 /// More bytes than the tap has room for, and a server that reads slowly: the window closes, and opens again.
 const LONG: Scale = Scale { longest: 950, messages: 400, acts: 60, buffer: 2000, read_after: 2000 };
 
-/// Runs of short messages, unless `PROPTEST_CASES` says how many.
-const RUNS: u32 = 4000;
-
-/// One of `share` of the runs.
-fn runs(share: u32) -> ProptestConfig {
-    let asked = std::env::var_os("PROPTEST_CASES").map(|_| ProptestConfig::default().cases);
-    ProptestConfig::with_cases((asked.unwrap_or(RUNS) / share).max(1))
-}
-
 proptest! {
-    #![proptest_config(runs(1))]
+    // PROPTEST_CASES has the last word.
+    #![proptest_config(ProptestConfig::with_cases(4000))]
 
     #[test]
     fn the_server_reads_what_was_judged_of_short_messages(run in run(SHORT)) {
@@ -531,7 +531,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(runs(16))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn the_server_reads_what_was_judged_at_the_edge_of_a_window(run in run(LONG)) {

@@ -1,8 +1,8 @@
 //! The host behind socktap: a minimal TCP with an application on it, which keeps what it reads.
 //!
 //! It is strict towards frames that the tap has built ([`Host::receive`]): one that an honest TCP would not have sent is a
-//! failure of the test. Frames that only crossed ([`Host::receive_crossed`]) are whatever an attacker wants; with these it
-//! does what a host does.
+//! failure of the test. Frames of a handshake ([`Host::receive_passed_on`]) and frames that only crossed
+//! ([`Host::receive_crossed`]) are whatever an attacker wants; with these it does what a host does.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -25,6 +25,8 @@ pub struct Habits {
     pub read_after: Option<Duration>,
     /// Which of the first frames to it are lost, the SYN not counted.
     pub losses: Vec<bool>,
+    /// How many hops it is behind the tap: a frame whose hop limit is less does not arrive.
+    pub hops: u8,
     /// Whether it agrees to timestamps, window scale and SACK.
     pub modern: bool,
 }
@@ -36,6 +38,7 @@ impl Default for Habits {
             ack_delay: Duration::ZERO,
             read_after: Some(Duration::ZERO),
             losses: Vec::new(),
+            hops: 3,
             modern: true,
         }
     }
@@ -80,6 +83,8 @@ struct Connection {
     receiver: Receiver,
     /// Shifts of the windows that we and the other end offer, if agreed.
     shifts: Option<(u8, u8)>,
+    /// Whether SACK is agreed.
+    sack: bool,
     /// The last timestamps that came and that were sent, if agreed, and the first that was sent.
     timestamps: Option<(u32, u32, u32)>,
     ack_at: Option<Instant>,
@@ -128,9 +133,9 @@ impl Host {
         self.connection.receiver.is_finished() && !self.connection.receiver.is_readable()
     }
 
-    /// How many bytes were sent behind its window.
-    pub fn overshoot(&self) -> usize {
-        self.connection.receiver.overshoot
+    /// How many bytes have come in order, read or not.
+    pub fn received(&self) -> usize {
+        self.connection.receiver.in_order()
     }
 
     /// All that was written is acknowledged.
@@ -141,28 +146,51 @@ impl Host {
     /// A frame that the tap has built.
     #[track_caller]
     pub fn receive(&mut self, now: Instant, frame: &[u8]) {
+        let segment = self.read_frame(frame);
+        assert!(!segment.has(SYN), "a SYN of its own: {segment:?}");
+        if matches!(self.state, State::SynReceived | State::Established) {
+            self.check(&segment);
+        } else {
+            assert!(segment.is_bare(), "text without a connection: {segment:?}");
+        }
+        self.arrive(now, frame, &segment);
+    }
+
+    /// A frame of a handshake, which the tap has passed on. It may be no use to anybody, as over a wire; but nothing is in it
+    /// that would have to be judged.
+    #[track_caller]
+    pub fn receive_passed_on(&mut self, now: Instant, frame: &[u8]) {
+        let segment = self.read_frame(frame);
+        assert!(segment.is_bare(), "text or FIN before the handshake is complete: {segment:?}");
+        self.arrive(now, frame, &segment);
+    }
+
+    #[track_caller]
+    fn read_frame(&self, frame: &[u8]) -> Segment {
         let Received::Segment(source, destination, segment) = wire::receive(frame) else {
             panic!("the tap has sent {:?}: {frame:02x?}", wire::receive(frame));
         };
         assert_eq!((source, destination), (self.remote, self.local), "the tap has invented an address");
         assert!(!segment.has(URG) && segment.urgent == 0, "urgent data is data: {segment:?}");
-        if segment.has(SYN) {
-            assert!(segment.text.is_empty() && !segment.has(FIN), "a SYN with text or FIN: {segment:?}");
-            return self.segment(now, &segment);
+        segment
+    }
+
+    fn arrive(&mut self, now: Instant, frame: &[u8], segment: &Segment) {
+        let mut lost = wire::hop_limit(frame) < self.habits.hops;
+        if !segment.has(SYN) {
+            lost |= self.habits.losses.get(self.arrivals) == Some(&true);
+            self.arrivals += 1;
         }
-        if matches!(self.state, State::SynReceived | State::Established) {
-            self.check(&segment);
-        } else {
-            assert!(segment.text.is_empty(), "text without a connection: {segment:?}");
-        }
-        self.arrivals += 1;
-        if self.habits.losses.get(self.arrivals - 1) != Some(&true) {
-            self.segment(now, &segment);
+        if !lost {
+            self.segment(now, segment);
         }
     }
 
     /// A frame that crossed as the attacker has built it.
     pub fn receive_crossed(&mut self, now: Instant, frame: &[u8]) {
+        if wire::hop_limit(frame) < self.habits.hops {
+            return self.ignored.push("expired");
+        }
         match wire::receive(frame) {
             Received::Segment(source, destination, segment) => self.crossed(now, source, destination, &segment),
             Received::Fragment(source, destination, offset, more, bytes) => {
@@ -361,6 +389,7 @@ impl Host {
         connection.edge = usize::from(syn.window);
         if self.habits.modern {
             connection.shifts = offered.window_scale.map(|theirs| (2, theirs));
+            connection.sack = offered.sack_permitted;
             connection.timestamps = offered.timestamps.map(|(value, _)| (value, clock(now), clock(now)));
         }
         self.connection = connection;
@@ -369,12 +398,11 @@ impl Host {
     }
 
     fn answer_syn(&mut self, now: Instant) {
-        let syn = self.syns.last().expect("a SYN came").options();
         let connection = &mut self.connection;
         let options = Options {
             mss: Some(MSS),
             window_scale: connection.shifts.map(|(ours, _)| ours),
-            sack_permitted: self.habits.modern && syn.sack_permitted,
+            sack_permitted: connection.sack,
             timestamps: connection.timestamps.map(|(recent, ..)| (clock(now), recent)),
             sack: Vec::new(),
         };
@@ -439,8 +467,11 @@ impl Host {
 
     fn next(&mut self, flags: u8, at: usize, text: Vec<u8>) -> Segment {
         let connection = &mut self.connection;
-        let options =
-            Options { timestamps: connection.timestamps.map(|(recent, last, _)| (last, recent)), ..Options::default() };
+        let options = Options {
+            timestamps: connection.timestamps.map(|(recent, last, _)| (last, recent)),
+            sack: if connection.sack && text.is_empty() { connection.receiver.islands() } else { Vec::new() },
+            ..Options::default()
+        };
         Segment {
             seq: connection.iss.wrapping_add(1).wrapping_add(at as u32),
             ack: connection.receiver.next(),
@@ -463,6 +494,7 @@ impl Connection {
             iss,
             receiver: Receiver::new(irs, buffer),
             shifts: None,
+            sack: false,
             timestamps: None,
             ack_at: None,
             read_at: None,

@@ -330,7 +330,7 @@ impl Lab {
             assert_eq!(received, frame, "a frame was changed on its way across");
             self.server.receive_crossed(self.now, &frame);
         }
-        self.deliver();
+        self.deliver(Some(Side::Client));
         fate
     }
 
@@ -384,26 +384,31 @@ impl Lab {
             }
             self.worker.pump(self.now);
             self.worker.poll_transmit(self.now, &mut self.ports);
-            self.deliver();
+            self.deliver(None);
             self.server.poll(self.now);
-            if self.server.out.is_empty() && self.ports.0.is_empty() {
+            if self.server.out.is_empty() {
                 break;
             }
             for mut frame in std::mem::take(&mut self.server.out) {
                 if self.worker.handle_frame(self.now, Side::Server, &mut frame, &mut self.ports) == Fate::Forward {
                     self.client.hears(&frame);
                 }
+                self.deliver(Some(Side::Server));
             }
         }
         let _ = self.worker.drain_events().count();
     }
 
-    /// What the worker has sent arrives.
-    fn deliver(&mut self) {
+    /// What the worker has sent arrives. `by`: it was sent at once because of a segment of that side: it is an answer to it,
+    /// or is the segment itself, passed on. All else waits until the worker is pumped.
+    #[track_caller]
+    fn deliver(&mut self, by: Option<Side>) {
         for (to, frame) in std::mem::take(&mut self.ports.0) {
-            match to {
-                Side::Client => self.client.hears(&frame),
-                Side::Server => self.server.receive(self.now, &frame),
+            match (to, by) {
+                (Side::Client, Some(Side::Server)) => self.client.hears_passed_on(&frame),
+                (Side::Client, _) => self.client.hears(&frame),
+                (Side::Server, Some(Side::Client)) => self.server.receive_passed_on(self.now, &frame),
+                (Side::Server, _) => self.server.receive(self.now, &frame),
             }
         }
     }
@@ -452,10 +457,10 @@ impl Lab {
         assert_eq!(self.judged().messages[1], messages);
     }
 
-    /// The flow is over: the server was reset, and the worker has forgotten it.
+    /// The flow is over: the server was reset, and when nothing late can come any more, the worker has forgotten it.
     #[track_caller]
     pub fn is_reset(&mut self) {
-        self.wait(10_000);
+        self.wait(20_000);
         assert_eq!((self.server.state, self.flows()), (host::State::Reset, 0));
     }
 
@@ -570,14 +575,42 @@ impl Client {
     /// A frame that the tap has built.
     #[track_caller]
     fn hears(&mut self, frame: &[u8]) {
+        if let Some(segment) = self.read_frame(frame) {
+            if let Some(receiver) = &mut self.receiver
+                && !segment.has(SYN)
+                && !segment.has(RST)
+            {
+                receiver.check(&segment);
+            }
+            self.takes(&segment);
+        }
+    }
+
+    /// A frame of the server's handshake. (A bare ACK may be one of an older connection.)
+    #[track_caller]
+    fn hears_passed_on(&mut self, frame: &[u8]) {
+        if let Some(segment) = self.read_frame(frame) {
+            assert!(segment.is_bare(), "text or FIN before the handshake is complete: {segment:?}");
+            if segment.has(SYN) || segment.has(RST) {
+                self.takes(&segment);
+            }
+        }
+    }
+
+    /// The segment in a frame that came, if the client's connection is still there.
+    #[track_caller]
+    fn read_frame(&mut self, frame: &[u8]) -> Option<Segment> {
         let Received::Segment(source, destination, segment) = wire::receive(frame) else {
             panic!("the tap has sent {:?}: {frame:02x?}", wire::receive(frame));
         };
         assert_eq!(source, self.ends[1], "the tap has invented an address");
         self.heard.push(segment.clone());
-        if destination != self.ends[0] || self.was_reset || self.was_replaced {
-            return;
-        }
+        let has_connection = destination == self.ends[0] && !self.was_reset && !self.was_replaced;
+        has_connection.then_some(segment)
+    }
+
+    #[track_caller]
+    fn takes(&mut self, segment: &Segment) {
         if segment.has(RST) {
             self.was_reset |= match &self.receiver {
                 Some(receiver) => segment.seq == receiver.next(),
@@ -590,7 +623,6 @@ impl Client {
         }
         if segment.has(SYN | ACK) {
             if self.receiver.is_none() && segment.ack == self.iss.wrapping_add(1) {
-                assert!(segment.text.is_empty(), "a SYN-ACK with text: {segment:?}");
                 self.agreed = Some(segment.options());
                 let mut receiver = Receiver::new(segment.seq, 60_000 << self.shift_of_ours());
                 receiver.offer(self.shift_of_ours());
@@ -602,11 +634,10 @@ impl Client {
         }
         let shift = self.shift_of_ours();
         if let Some(receiver) = &mut self.receiver {
-            receiver.check(&segment);
-            receiver.take(&segment);
+            receiver.take(segment);
             self.read.extend(receiver.read());
             receiver.offer(shift);
-            self.is_acknowledged(&segment);
+            self.is_acknowledged(segment);
         }
     }
 

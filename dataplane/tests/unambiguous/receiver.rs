@@ -3,10 +3,6 @@
 
 use crate::wire::{FIN, Segment};
 
-/// How far behind the window a segment may end that begins with bytes that were sent before: a fast retransmission of smoltcp
-/// is a full segment. (See `window.rs`. What is behind the window is not taken.)
-const OVERSHOOT: usize = 1400;
-
 /// The bytes of one direction of one connection, by their offset in the stream.
 pub struct Receiver {
     /// Sequence number of the first byte.
@@ -17,6 +13,8 @@ pub struct Receiver {
     arrived: Vec<bool>,
     /// All before this have arrived.
     in_order: usize,
+    /// Where the segment began that was taken last.
+    latest: usize,
     /// All before this were read by the application.
     read: usize,
     /// Where the stream ends, and whether that has arrived.
@@ -25,8 +23,6 @@ pub struct Receiver {
     /// Behind the last byte that was ever allowed to be sent.
     edge: usize,
     capacity: usize,
-    /// The furthest that a segment has ended behind the window.
-    pub overshoot: usize,
 }
 
 impl Receiver {
@@ -36,12 +32,12 @@ impl Receiver {
             seen: Vec::new(),
             arrived: Vec::new(),
             in_order: 0,
+            latest: 0,
             read: 0,
             fin: None,
             fin_arrived: false,
             edge: 0,
             capacity,
-            overshoot: 0,
         }
     }
 
@@ -49,6 +45,10 @@ impl Receiver {
     #[track_caller]
     pub fn check(&mut self, segment: &Segment) {
         let at = self.offset(segment.seq);
+        // RFC 9293 §3.8.4: whether we are still there is asked with the number before the next one.
+        if at == -1 && segment.length() == 0 {
+            return;
+        }
         let fin = usize::from(self.fin.is_some());
         assert!(
             (0..=(self.seen.len() + fin) as i64).contains(&at),
@@ -59,15 +59,7 @@ impl Receiver {
         if end > at {
             // RFC 9293 §3.8.6.1: a closed window is probed with one byte.
             let probe = segment.text.len() == 1 && at == self.edge && self.edge == self.in_order;
-            if at < self.seen.len() && end > self.edge {
-                self.overshoot = self.overshoot.max(end - self.edge);
-            }
-            let again = at < self.seen.len() && self.overshoot <= OVERSHOOT;
-            assert!(
-                end <= self.edge || probe || again,
-                "text {at}..{end} beyond the window, which ends at {}",
-                self.edge
-            );
+            assert!(end <= self.edge || probe, "text {at}..{end} beyond the window, which ends at {}", self.edge);
             assert!(self.fin.is_none_or(|fin| end <= fin), "text {at}..{end} behind the FIN at {:?}", self.fin);
         }
         for (offset, &byte) in (at..end).zip(&segment.text) {
@@ -104,6 +96,7 @@ impl Receiver {
                 self.seen[offset] = byte;
             }
         }
+        self.latest = usize::try_from(at).unwrap_or(0);
         self.in_order += self.arrived[self.in_order..].iter().take_while(|&&arrived| arrived).count();
         self.fin_arrived |= segment.has(FIN) && at + segment.text.len() as i64 == self.in_order as i64;
         segment.length() > 0
@@ -114,6 +107,22 @@ impl Receiver {
         let bytes = self.seen[self.read..self.in_order].to_vec();
         self.read = self.in_order;
         bytes
+    }
+
+    /// What has arrived behind a hole, as RFC 2018 §4 has it told: first where the last segment is, and not more than find
+    /// room beside timestamps.
+    pub fn islands(&self) -> Vec<(u32, u32)> {
+        let mut islands: Vec<(usize, usize)> = Vec::new();
+        for offset in (self.in_order..self.arrived.len()).filter(|&offset| self.arrived[offset]) {
+            match islands.last_mut() {
+                Some((_, end)) if *end == offset => *end += 1,
+                _ => islands.push((offset, offset + 1)),
+            }
+        }
+        islands.sort_by_key(|&(begin, end)| !(begin..end).contains(&self.latest));
+        islands.truncate(3);
+        let number = |offset: usize| self.first.wrapping_add(offset as u32);
+        islands.into_iter().map(|(begin, end)| (number(begin), number(end))).collect()
     }
 
     /// Whether something waits to be read.

@@ -78,7 +78,7 @@ fn a_reset_with_a_bad_ack() {
     for mut lab in Lab::opened() {
         lab.client_sends(flags(RST | ACK, 0).acking(77_777));
         lab.client_sends(text(0, &stream()));
-        lab.wait(10_000);
+        lab.wait(20_000);
         if lab.flows() == 0 {
             lab.is_reset();
             lab.server_has_read(&[]);
@@ -245,7 +245,7 @@ fn text_at_the_edge_of_the_window() {
     for (v6, modern) in [(false, false), (false, true), (true, false), (true, true)] {
         let habits = Habits { buffer: 3000, read_after: None, ..Habits::default() };
         let mut lab = Lab::new(v6, modern, habits).open();
-        let stream = [pass(&"p".repeat(700)), forbidden(&"d".repeat(300))].concat().repeat(200);
+        let stream = [pass(&"p".repeat(700)), forbidden(&"d".repeat(300))].concat().repeat(600);
         let falsified = stream.iter().map(|byte| byte.to_ascii_uppercase()).collect::<Vec<_>>();
         // The server's application does not read, so the tap has to stop, too.
         while lab.client.acked < lab.client.edge {
@@ -264,8 +264,8 @@ fn text_at_the_edge_of_the_window() {
         lab.server.habits.read_after = Some(Duration::from_millis(5));
         lab.client_finishes(&stream);
         lab.wait(60_000);
-        lab.server_has_read(&vec![pass(&"p".repeat(700)); 200]);
-        lab.were_dropped(200);
+        lab.server_has_read(&vec![pass(&"p".repeat(700)); 600]);
+        lab.were_dropped(600);
         lab.is_open();
     }
 }

@@ -38,6 +38,11 @@ impl Segment {
         self.text.len() as u32 + u32::from(self.has(SYN)) + u32::from(self.has(FIN))
     }
 
+    /// It has neither text nor FIN.
+    pub fn is_bare(&self) -> bool {
+        self.text.is_empty() && !self.has(FIN)
+    }
+
     pub fn options(&self) -> Options {
         Options::parse(&self.options)
     }
@@ -95,6 +100,10 @@ impl Options {
         }
         if let Some(shift) = self.window_scale {
             bytes.extend([1, 3, 3, shift]);
+        }
+        if !self.sack.is_empty() {
+            bytes.extend([1, 1, 5, 2 + 8 * self.sack.len() as u8]);
+            self.sack.iter().for_each(|(begin, end)| bytes.extend([begin.to_be_bytes(), end.to_be_bytes()].concat()));
         }
         bytes
     }
@@ -247,6 +256,12 @@ pub fn receive(frame: &[u8]) -> Received {
         0x86dd => receive_ipv6(packet),
         _ => Received::Nothing("not IP"),
     }
+}
+
+/// TTL or hop limit.
+pub fn hop_limit(frame: &[u8]) -> u8 {
+    let is_v4 = frame[ETHERNET] >> 4 == 4;
+    frame[ETHERNET + if is_v4 { 8 } else { 7 }]
 }
 
 fn receive_ipv4(packet: &[u8]) -> Received {
