@@ -4,10 +4,11 @@
 //! - a SYN has the options of the other host's own SYN, byte for byte;
 //! - as long as nothing of a direction was dropped, the bytes at a sequence number are those that the other host has sent
 //!   with this number, and so is the FIN;
-//! - the right edge of the window never moves left, but for the rounding of RFC 7323 §2.4;
+//! - the right edge of the window never moves left, but for the rounding of RFC 7323 §2.4, and but for ACKs of the host itself,
+//!   which pass while a handshake is not complete;
 //! - timestamps never go back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::frames::{self, Segment};
 use crate::scenario::{ConnectionPlan, FIRST_CLIENT_PORT, TAPPED_PORT};
@@ -24,6 +25,8 @@ pub struct Mirror {
 struct Host {
     /// What it has said since each of its SYNs, which may be of several connections.
     streams: Vec<Stream>,
+    /// Its bare ACKs: sequence number, acknowledgement number, window.
+    acks: BTreeSet<(u32, u32, u16)>,
     /// The number of the SYN that was told last, and the last window edge and timestamp since.
     told: Option<u32>,
     edge: Option<u32>,
@@ -43,7 +46,10 @@ impl Mirror {
     pub fn said(&mut self, side: usize, frame: &[u8]) {
         let Some((segment, port)) = tapped(side, frame) else { return };
         let Some((options, payload)) = frames::options_and_payload(frame) else { return };
-        let streams = &mut self.hosts.entry((port, side)).or_default().streams;
+        let Host { streams, acks, .. } = self.hosts.entry((port, side)).or_default();
+        if payload.is_empty() {
+            acks.insert((segment.seq, segment.ack, segment.window));
+        }
         if segment.syn && streams.last().is_none_or(|last| last.syn != segment.seq) {
             streams.push(Stream { syn: segment.seq, options: options.to_vec(), text: Vec::new(), fin: None });
         }
@@ -89,7 +95,8 @@ impl Mirror {
                 return wrong("a FIN that the other host has not sent with this number");
             }
         }
-        if segment.has_ack && !segment.rst {
+        let relayed = payload.is_empty() && host.acks.contains(&(segment.seq, segment.ack, segment.window));
+        if segment.has_ack && !segment.rst && !relayed {
             let edge = segment.ack.wrapping_add(u32::from(segment.window) << shift);
             let least = host.edge.map(|edge| edge.wrapping_sub((1 << shift) - 1));
             if least.is_some_and(|least| is_before(edge, least)) {
