@@ -374,8 +374,10 @@ impl Worker {
     ) -> Result<Fate, DropReason> {
         // A SYN without ACK (with FIN, or from the server) may still open a connection, and that would never be judged.
         let opens = headers.flags.syn() && !headers.flags.ack();
+        // Of a connection that cannot be opened through us, to or from port 0, no segment crosses.
+        let is_possible = tcp::is_possible(headers.source, headers.destination);
         match self.taps[tap].state.midstream {
-            Midstream::Pass if !opens => {
+            Midstream::Pass if !opens && is_possible => {
                 if self.accept_partial[from as usize] {
                     wire::complete_partial_checksum(frame);
                 }
