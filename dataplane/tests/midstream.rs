@@ -50,6 +50,7 @@ fn worker(midstream: Midstream) -> Worker {
         owner_seed: 2,
         mtu: [1500; 2],
         accept_partial_checksums: [true, false],
+        fragments: config::Fragments::Drop,
         flows: 10,
         message: 1000,
         taps: vec![Tap { name: "all".into(), selection, state }],
