@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use dataplane::Side;
 use dataplane::flow_table::{FlowTable, KeyHasher};
-use dataplane::steer::{FlowKey, Selection, steer};
+use dataplane::steer::{FlowKey, Fragments, Selection, steer};
 use dataplane::timers::Timers;
 use divan::Bencher;
 use tap_engine::{Filter, FlowInfo, Kind, MessageBuffer, Object, Step, StreamState};
@@ -59,7 +59,7 @@ fn steer_a_frame(bencher: Bencher) {
     let mut frame = frame();
     let selection = Selection { server_ports: vec![80..=80], ..Selection::default() };
     bencher.bench_local(|| {
-        let steered = steer(Side::Client, black_box(&mut frame), false, [&selection].into_iter());
+        let steered = steer(Side::Client, black_box(&mut frame), false, Fragments::Drop, [&selection].into_iter());
         assert!(matches!(steered, Ok(dataplane::steer::Steered::Tap { .. })));
     });
 }

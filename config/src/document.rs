@@ -16,7 +16,6 @@ pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 const LATER: &[&str] = &[
     "bypass",
     "control",
-    "fragments",
     "on_memory_cap",
     "on_message_too_big",
     "on_table_full",

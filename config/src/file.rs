@@ -7,7 +7,9 @@ use toml::de::{DeTable, DeValue};
 use crate::document::{Reader, Table, Value, printable};
 use crate::error::ConfigError;
 use crate::source::{Located, Source};
-use crate::{Config, Cross, EventsOutput, Limits, Poll, Ports, Workers, XdpMode, limits, overlap, tap, units};
+use crate::{
+    Config, Cross, EventsOutput, Fragments, Limits, Poll, Ports, Workers, XdpMode, limits, overlap, tap, units,
+};
 
 /// Checks a whole file; see [`Config::parse`].
 pub(crate) fn parse(source: Source) -> Result<Config, ConfigError> {
@@ -66,7 +68,7 @@ fn read_ports(reader: &mut Reader, whole: Table<'_>) -> Option<Ports> {
         }
         return None;
     };
-    reader.check_keys(table, &["client", "server", "xdp_mode", "cross"]);
+    reader.check_keys(table, &["client", "server", "xdp_mode", "cross", "fragments"]);
     let client = interface(reader, table, "client", "\"eth1\"");
     let server = interface(reader, table, "server", "\"eth2\"");
     let mut xdp_mode = Some(XdpMode::default());
@@ -79,13 +81,17 @@ fn read_ports(reader: &mut Reader, whole: Table<'_>) -> Option<Ports> {
         let words = [("auto", Cross::Auto), ("devmap", Cross::Devmap), ("worker", Cross::Worker)];
         cross = reader.choice("cross", value, &words);
     }
+    let mut fragments = Some(Fragments::default());
+    if let Some(value) = table.entries.get("fragments") {
+        fragments = reader.choice("fragments", value, &[("drop", Fragments::Drop), ("cross", Fragments::Cross)]);
+    }
     let (client, server) = (client?, server?);
     if client.value == server.value {
         let message = format!("`client` and `server` are the same interface, \"{}\"", server.value);
         reader.problem(server.at, message, "socktap stands between two interfaces: name the one towards the servers");
         return None;
     }
-    Some(Ports { client, server, xdp_mode: xdp_mode?, cross: cross? })
+    Some(Ports { client, server, xdp_mode: xdp_mode?, cross: cross?, fragments: fragments? })
 }
 
 fn interface(reader: &mut Reader, table: Table<'_>, key: &str, example: &str) -> Option<Located<String>> {

@@ -91,6 +91,8 @@ pub struct Ports {
     pub xdp_mode: XdpMode,
     /// How frames that no tap selects get to the other port.
     pub cross: Cross,
+    /// What becomes of fragments of TCP between addresses that a tap selects.
+    pub fragments: Fragments,
 }
 
 /// `ports.xdp_mode`
@@ -115,6 +117,17 @@ pub enum Cross {
     Devmap,
     /// The worker forwards them.
     Worker,
+}
+
+/// `ports.fragments`: what becomes of IP fragments of TCP between two addresses that a tap selects, whatever its ports. They
+/// are never judged. All other fragments cross.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fragments {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// They cross, and with them whatever a receiver makes of them.
+    Cross,
 }
 
 /// The worker threads.

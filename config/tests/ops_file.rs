@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{
-    Application, Config, ConfigError, Cross, EventsOutput, Limits, Midstream, Mode, OnParseError, Poll, XdpMode,
+    Application, Config, ConfigError, Cross, EventsOutput, Fragments, Limits, Midstream, Mode, OnParseError, Poll,
+    XdpMode,
 };
 use proptest::prelude::*;
 
@@ -95,6 +96,7 @@ fn everything_but_ports_has_a_default() {
     let config = parse(PORTS).unwrap();
     assert!(config.taps.is_empty() && config.workers.cores.is_none());
     assert_eq!((config.metrics, config.events), (None, None));
+    assert_eq!(config.ports.fragments, Fragments::Drop);
     assert_eq!(config.limits, Limits { flows: 100_000, message: 65_536 });
 
     let config = parse(&format!("{PORTS}[[tap]]\nname = \"all\"\n")).unwrap();
@@ -107,7 +109,7 @@ fn everything_but_ports_has_a_default() {
 #[test]
 fn other_values() {
     let text = r#"
-        ports = { client = "a", server = "b", xdp_mode = "skb", cross = "worker" }
+        ports = { client = "a", server = "b", xdp_mode = "skb", cross = "worker", fragments = "cross" }
         workers.poll = "busy"
         limits = { message = 1_048_576, flows = 4_000_000 }
         events.path = "-"
@@ -123,6 +125,7 @@ fn other_values() {
     "#;
     let config = parse(text).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((config.ports.xdp_mode, config.ports.cross), (XdpMode::Skb, Cross::Worker));
+    assert_eq!(config.ports.fragments, Fragments::Cross);
     assert_eq!(config.workers.poll, Poll::Busy);
     assert_eq!(config.limits, Limits { flows: 4_000_000, message: 1 << 20 });
     assert_eq!(config.events, Some(EventsOutput::Stdout));

@@ -61,6 +61,7 @@ impl Workers {
                 owner_seed: seed,
                 mtu: scenario.mtu,
                 accept_partial_checksums: [0, 1].map(|side: usize| scenario.hosts[side].partial_checksums),
+                fragments: config::Fragments::Drop,
                 flows: 1000,
                 message: plan.message,
                 taps: vec![tap],

@@ -5,6 +5,11 @@ use tap_engine::StreamError;
 /// Why a frame (or what it asked for) was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DropReason {
+    /// An IP fragment of TCP between two addresses that a tap selects.
+    Fragment,
+    /// What is or may be TCP between two addresses that a tap selects, and cannot be read: wrong lengths, more IPv6 extension
+    /// headers than we look behind, a wrong IPv4 checksum. (With readable ports, the tap selects these too.)
+    Unreadable,
     /// The TCP checksum is wrong.
     BadChecksum,
     /// A SYN found the flow table at `limits.flows`.
@@ -25,7 +30,9 @@ pub enum DropReason {
 
 impl DropReason {
     /// All reasons, in the order of their numbers.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
+        Self::Fragment,
+        Self::Unreadable,
         Self::BadChecksum,
         Self::TableFull,
         Self::Midstream,
@@ -39,6 +46,8 @@ impl DropReason {
     /// Its name as a label.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Fragment => "fragment",
+            Self::Unreadable => "unreadable",
             Self::BadChecksum => "bad_checksum",
             Self::TableFull => "table_full",
             Self::Midstream => "midstream",

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use config::{Config, Diagnostic, Located, Location, Programs};
 use tap_engine::{Kind, LoadError, Object};
-use xdp_redirect::{Cross, Port};
+use xdp_redirect::{Cross, Fragments, Port};
 
 /// A tap and its programs. Cheap to clone: the objects are shared.
 #[derive(Clone)]
@@ -88,6 +88,14 @@ pub fn cross(config: &Config, ports: &[Port; 2]) -> Cross {
             Cross::Devmap
         }
         config::Cross::Auto => Cross::Worker,
+    }
+}
+
+/// What becomes of fragments between addresses that a tap selects, in the words of the XDP program.
+pub fn fragments(config: &Config) -> Fragments {
+    match config.ports.fragments {
+        config::Fragments::Drop => Fragments::Drop,
+        config::Fragments::Cross => Fragments::Cross,
     }
 }
 

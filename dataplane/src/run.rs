@@ -80,7 +80,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let signal_handle = signals.handle();
 
     let rules: Vec<Rule> = taps.iter().map(|tap| rule(&tap.config)).collect();
-    let mut steering = Steering::attach(&ports[0], &ports[1], &rules, xdp_mode(config), cross)?;
+    let mut steering =
+        Steering::attach(&ports[0], &ports[1], &rules, xdp_mode(config), cross, crate::load::fragments(config))?;
     let sockets = bind(&ports, worker_count, &mut steering)?;
 
     let published: Vec<Arc<Mutex<Published>>> = (0..worker_count).map(|_| Arc::default()).collect();
@@ -101,6 +102,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             seeds,
             mtu: [ports[0].mtu as usize, ports[1].mtu as usize],
             partial: [ports[0].partial_checksums(), ports[1].partial_checksums()],
+            fragments: config.ports.fragments,
             flows: config.limits.flows.div_ceil(worker_count),
             message: config.limits.message,
             taps: taps.clone(),
@@ -166,6 +168,7 @@ struct Setup {
     seeds: Seeds,
     mtu: [usize; 2],
     partial: [bool; 2],
+    fragments: config::Fragments,
     flows: usize,
     message: usize,
     taps: Vec<LoadedTap>,
@@ -188,6 +191,7 @@ impl Setup {
             owner_seed: self.seeds.shared,
             mtu: self.mtu,
             accept_partial_checksums: self.partial,
+            fragments: self.fragments,
             flows: self.flows,
             message: self.message,
             taps,

@@ -10,7 +10,7 @@
 
 use std::collections::VecDeque;
 
-use config::{Midstream, OnParseError};
+use config::{Fragments, Midstream, OnParseError};
 use tap_engine::{Filter, MessageBuffer};
 use tcp::time::{Duration, Instant};
 use tcp::wire::{self, Headers, IcmpError};
@@ -85,6 +85,8 @@ pub struct WorkerConfig {
     pub mtu: [usize; 2],
     /// By side: frames of a sender on this machine may carry a checksum that is not complete.
     pub accept_partial_checksums: [bool; 2],
+    /// The policy for fragments of TCP between addresses that a tap selects.
+    pub fragments: Fragments,
     /// The most flows at a time.
     pub flows: usize,
     /// The longest message in bytes.
@@ -120,6 +122,7 @@ pub struct Worker {
     workers: u64,
     owner_hasher: KeyHasher,
     accept_partial: [bool; 2],
+    fragments: Fragments,
     stacks: [Stack; 2],
     flows: FlowTable<Flow>,
     timers: Timers,
@@ -148,6 +151,7 @@ impl Worker {
             workers: config.workers as u64,
             owner_hasher: KeyHasher::new(config.owner_seed),
             accept_partial: config.accept_partial_checksums,
+            fragments: config.fragments,
             stacks: [stack(), stack()],
             flows: FlowTable::new(config.flows, KeyHasher::new(config.seed)),
             timers: Timers::new(now),
@@ -201,7 +205,7 @@ impl Worker {
     pub fn handle_frame(&mut self, now: Instant, from: Side, frame: &mut [u8], out: &mut impl Output) -> Fate {
         self.counters.frames_received[from as usize] += 1;
         let selections = self.taps.iter().map(|tap| &tap.selection);
-        match steer(from, frame, self.accept_partial[from as usize], selections) {
+        match steer(from, frame, self.accept_partial[from as usize], self.fragments, selections) {
             Ok(Steered::Forward) => {
                 self.counters.frames_forwarded[from as usize] += 1;
                 Fate::Forward
@@ -374,8 +378,10 @@ impl Worker {
     ) -> Result<Fate, DropReason> {
         // A SYN without ACK (with FIN, or from the server) may still open a connection, and that would never be judged.
         let opens = headers.flags.syn() && !headers.flags.ack();
+        // Of a connection that cannot be opened through us, to or from port 0, no segment crosses.
+        let is_possible = tcp::is_possible(headers.source, headers.destination);
         match self.taps[tap].state.midstream {
-            Midstream::Pass if !opens => {
+            Midstream::Pass if !opens && is_possible => {
                 if self.accept_partial[from as usize] {
                     wire::complete_partial_checksum(frame);
                 }

@@ -57,6 +57,7 @@ fn worker() -> Worker {
         owner_seed: 2,
         mtu: [1500; 2],
         accept_partial_checksums: [false; 2],
+        fragments: config::Fragments::Drop,
         flows: FLOWS,
         message: 1000,
         taps: vec![tap],

@@ -84,7 +84,7 @@ fn an_error_belongs_to_the_flow_that_it_travels_back_along() {
         let frame = too_big(source, destination);
         let steered = |from: Side, selections: &[&Selection]| {
             let mut copy = frame.clone();
-            let steered = steer(from, &mut copy, true, selections.iter().copied()).unwrap();
+            let steered = steer(from, &mut copy, true, config::Fragments::Drop, selections.iter().copied()).unwrap();
             assert_eq!(copy, frame, "it goes across as it is");
             steered
         };
@@ -101,7 +101,10 @@ fn an_error_belongs_to_the_flow_that_it_travels_back_along() {
         assert!(matches!(steered(from, &[&other]), Steered::Forward));
         let mut damaged = frame.clone();
         damaged[60] ^= 1;
-        assert!(matches!(steer(from, &mut damaged, true, [&web].into_iter()), Ok(Steered::Forward)));
+        assert!(matches!(
+            steer(from, &mut damaged, true, config::Fragments::Drop, [&web].into_iter()),
+            Ok(Steered::Forward)
+        ));
     }
 }
 
@@ -122,6 +125,7 @@ fn worker(index: usize, workers: usize) -> Worker {
         owner_seed: 2,
         mtu: [1500; 2],
         accept_partial_checksums: [false; 2],
+        fragments: config::Fragments::Drop,
         flows: 10,
         message: 1000,
         taps: vec![Tap { name: "web".into(), selection, state }],

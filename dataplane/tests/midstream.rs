@@ -50,6 +50,7 @@ fn worker(midstream: Midstream) -> Worker {
         owner_seed: 2,
         mtu: [1500; 2],
         accept_partial_checksums: [true, false],
+        fragments: config::Fragments::Drop,
         flows: 10,
         message: 1000,
         taps: vec![Tap { name: "all".into(), selection, state }],
@@ -59,7 +60,12 @@ fn worker(midstream: Midstream) -> Worker {
 
 /// A segment of the connection between two hosts.
 fn segment(from: Side, flags: Flags) -> Vec<u8> {
-    let (client, server): (SocketAddr, SocketAddr) = ("10.0.0.1:4000".parse().unwrap(), "10.0.0.2:80".parse().unwrap());
+    segment_of("10.0.0.1:4000", from, flags)
+}
+
+/// The same, with another client.
+fn segment_of(client: &str, from: Side, flags: Flags) -> Vec<u8> {
+    let (client, server): (SocketAddr, SocketAddr) = (client.parse().unwrap(), "10.0.0.2:80".parse().unwrap());
     let (source, destination) = if from == Side::Client { (client, server) } else { (server, client) };
     let l2 = L2Header::from_bytes(&[2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0]).unwrap();
     let segment =
@@ -111,6 +117,23 @@ fn what_may_open_a_connection_never_passes() {
         for (midstream, reset) in [(Midstream::Reset, true), (Midstream::Drop, false), (Midstream::Pass, true)] {
             let expected = (Fate::Dropped(DropReason::Midstream), reset, [0, 1]);
             assert_eq!(handle(midstream, from, segment(from, flags)), expected, "{midstream:?} {from:?} {flags:?}");
+        }
+    }
+}
+
+#[test]
+fn port_0_never_crosses() {
+    let syn = segment_of("10.0.0.1:0", Side::Client, Flags::SYN);
+    for midstream in [Midstream::Reset, Midstream::Drop, Midstream::Pass] {
+        let expected = (Fate::Dropped(DropReason::Unaddressable), false, [0, 0]);
+        assert_eq!(handle(midstream, Side::Client, syn.clone()), expected);
+        for from in Side::BOTH {
+            for flags in [Flags::ACK, Flags::ACK.with(Flags::PSH), Flags::ACK.with(Flags::SYN), Flags::RST] {
+                let reset = midstream != Midstream::Drop && !flags.rst();
+                let expected = (Fate::Dropped(DropReason::Midstream), reset, [0, 1]);
+                let frame = segment_of("10.0.0.1:0", from, flags);
+                assert_eq!(handle(midstream, from, frame), expected, "{midstream:?} {from:?} {flags:?}");
+            }
         }
     }
 }

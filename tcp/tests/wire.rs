@@ -8,7 +8,8 @@ use common::*;
 use proptest::prelude::*;
 use tcp::handshake::Syn;
 use tcp::wire::{
-    self, Checksum, Envelope, Flags, L2Header, OptionWriter, ParseError, Parsed, Segment, SegmentOptions, Timestamps,
+    self, Checksum, Concealed, Envelope, Flags, L2Header, OptionWriter, ParseError, Parsed, Segment, SegmentOptions,
+    Timestamps,
 };
 
 fn frame(network: Network) -> Vec<u8> {
@@ -97,7 +98,7 @@ fn contradictions_have_names() {
     assert_eq!(wire::parse(&bad), Err(ParseError::BadIpChecksum));
     let mut no_port = frame(v6);
     no_port[ip6 + 40..ip6 + 42].fill(0);
-    assert_eq!(wire::parse(&no_port), Err(ParseError::BadTcpHeader));
+    assert!(matches!(wire::parse(&no_port), Ok(Parsed::Tcp(headers)) if headers.source.port() == 0));
     let names: std::collections::BTreeSet<_> = ParseError::ALL.iter().map(|error| error.as_str()).collect();
     assert_eq!(names.len(), ParseError::ALL.len());
 }
@@ -130,6 +131,103 @@ fn ipv6_extension_headers_are_walked() {
     // More than anyone sends.
     let many: Vec<u8> = (0..9).flat_map(|at| header(if at == 8 { 6 } else { 60 })).collect();
     assert_eq!(wire::parse(&with(60, &many)), Ok(Parsed::Other));
+}
+
+/// The plain frame of an IPv6 network without tags, with these headers between IP and TCP.
+fn with_extension_headers(first: u8, headers: &[u8]) -> Vec<u8> {
+    let mut frame = frame(NETWORKS[2]);
+    frame.splice(54..54, headers.iter().copied());
+    frame[20] = first;
+    let length = (frame.len() - 54) as u16;
+    frame[18..20].copy_from_slice(&length.to_be_bytes());
+    frame
+}
+
+/// What is found in a frame that is no segment: the ports, and whether it is a fragment. The addresses are right.
+#[track_caller]
+fn concealed(network: Network, frame: &[u8]) -> Option<(Option<(u16, u16)>, bool)> {
+    assert!(!matches!(wire::parse(frame), Ok(Parsed::Tcp(_))));
+    wire::find_concealed(frame).map(|Concealed { source, destination, ports, is_fragment }| {
+        assert_eq!((source, destination), (network.client().ip(), network.server().ip()));
+        (ports, is_fragment)
+    })
+}
+
+#[test]
+fn tcp_is_found_in_what_is_no_segment() {
+    let ports = Some((40000, 6379));
+    let readable = Some((ports, false));
+    let unreadable = Some((None, false));
+    let fragment = Some((None, true));
+    for network in NETWORKS {
+        let whole = frame(network);
+        let (ip, tcp) = (network.l2().len(), tcp_offset(network));
+        for length in 0..whole.len() {
+            let expected = match length {
+                _ if length < tcp => None,
+                _ if length < tcp + 4 => unreadable,
+                _ => readable,
+            };
+            assert_eq!(concealed(network, &whole[..length]), expected, "{network:?}: {length} bytes");
+        }
+        let changed = |at: usize, value: u8| {
+            let mut frame = whole.clone();
+            frame[at] = value;
+            concealed(network, &frame)
+        };
+        assert_eq!(changed(ip, 0x20 | whole[ip] & 15), None);
+        assert_eq!(changed(tcp + 12, 0x40), readable);
+        let protocol = ip + if network.v6 { 6 } else { 9 };
+        for other in [1, 17, 47, 50, 51, 58, 59] {
+            assert_eq!(changed(protocol, other), None);
+        }
+        if network.v6 {
+            assert_eq!(changed(ip + 5, 10), readable);
+            assert_eq!(changed(ip + 5, 0), unreadable);
+        } else {
+            assert_eq!(changed(ip, 0x44), unreadable);
+            assert_eq!(changed(ip + 3, 19), readable);
+            assert_eq!(changed(ip + 8, 1), readable); // A wrong checksum.
+            assert_eq!(changed(ip + 6, 0x20), fragment);
+            assert_eq!(changed(ip + 7, 1), fragment);
+        }
+    }
+}
+
+#[test]
+fn tcp_is_found_behind_ipv6_extension_headers() {
+    let network = NETWORKS[2];
+    let header = |next: u8| [next, 0, 1, 4, 0, 0, 0, 0];
+    let chain = |kinds: &[u8]| {
+        let headers: Vec<u8> = kinds[1..].iter().flat_map(|next| header(*next)).collect();
+        concealed(network, &with_extension_headers(kinds[0], &headers))
+    };
+    let fragment = Some((None, true));
+    let unreadable = Some((None, false));
+    // Atomic ones, and ones with something before the TCP header.
+    for kinds in [&[44, 6][..], &[0, 44, 6], &[44, 60, 6], &[44, 44, 6], &[60, 60, 60, 60, 60, 60, 60, 60, 44, 6]] {
+        assert_eq!(chain(kinds), fragment, "{kinds:?}");
+    }
+    for kinds in [&[44, 17][..], &[44, 58], &[0, 44, 17], &[0, 17], &[0, 58], &[44, 51, 6], &[51, 6], &[60, 59]] {
+        assert_eq!(chain(kinds), None, "{kinds:?}");
+    }
+    // More than are looked behind: nobody knows.
+    assert_eq!(chain(&[60, 60, 60, 60, 60, 60, 60, 60, 60, 6]), unreadable);
+    assert_eq!(chain(&[60, 60, 60, 60, 60, 60, 60, 60, 60, 17]), unreadable);
+    // A segment left.
+    let routed = with_extension_headers(43, &[6, 0, 4, 1, 0, 0, 0, 0]);
+    assert_eq!(concealed(network, &routed), Some((Some((40000, 6379)), false)));
+    // Cut in the chain.
+    let cut = with_extension_headers(0, &header(44))[..54 + 9].to_vec();
+    assert_eq!(concealed(network, &cut), unreadable);
+    // As a jumbogram, with and without what says its length.
+    let mut jumbogram = with_extension_headers(0, &header(6));
+    jumbogram[18..20].fill(0);
+    assert_eq!(concealed(network, &jumbogram), unreadable);
+    jumbogram[54..62].copy_from_slice(&[6, 0, 0xc2, 4, 0, 0, 0, 39]);
+    assert_eq!(concealed(network, &jumbogram), unreadable);
+    jumbogram[54] = 17;
+    assert_eq!(concealed(network, &jumbogram), None);
 }
 
 #[test]
@@ -290,6 +388,7 @@ proptest! {
 
 /// Whatever the bytes are: offsets are in order and within the frame, and all that works on headers works.
 fn look_into(frame: &mut [u8]) {
+    let _ = wire::find_concealed(frame);
     if let Ok(Parsed::Tcp(h)) = wire::parse(frame) {
         assert!(h.ip_offset < h.tcp_offset && h.tcp_offset + 20 <= h.payload_offset);
         assert!(h.payload_offset <= h.end && h.end <= frame.len());

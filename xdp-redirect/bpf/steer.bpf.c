@@ -11,7 +11,9 @@
  * Two entry points, one per port, share all maps. On the client port a frame's destination is the server, on the
  * server port its source is.
  *
- * What cannot be parsed as far as the TCP ports is never given to a tap: it crosses, and is counted.
+ * What cannot be parsed as far as the TCP ports cannot be judged. If it is, or may be, TCP between two addresses that a
+ * tap selects, whatever its ports, it is dropped: it could be of a tapped flow. That goes for IP fragments too, unless
+ * the ops file lets them cross (`cross_fragments`). All else of this kind crosses, and is counted.
  */
 #include <linux/bpf.h>
 #include <linux/icmpv6.h>
@@ -39,7 +41,7 @@
 #define ICMP_PARAMETERPROB 12
 
 /*
- * Why: every frame counts in exactly one of the first seven. What: every frame counts in exactly one of the others.
+ * Why: every frame counts in exactly one of the first nine. What: every frame counts in exactly one of the others.
  * src/counters.rs has the same names in the same order; a test compares them.
  */
 #define REASONS(X)                                                                                                     \
@@ -49,9 +51,12 @@
 	X(not_tcp)                                                                                                     \
 	X(icmp_error)                                                                                                  \
 	X(fragment)                                                                                                    \
+	X(fragment_of_tap)                                                                                             \
 	X(malformed)                                                                                                   \
+	X(unreadable_of_tap)                                                                                           \
 	X(tapped)                                                                                                      \
 	X(no_socket)                                                                                                   \
+	X(unjudgeable)                                                                                                 \
 	X(crossed)                                                                                                     \
 	X(to_worker)                                                                                                   \
 	X(redirect_error)
@@ -62,6 +67,9 @@ enum reason { REASONS(X) reason_count };
 
 /* 1: frames that no tap selects go to the AF_XDP socket too. */
 volatile const __u32 cross_by_worker = 0;
+
+/* 1: fragments of TCP cross, whatever addresses a tap selects. */
+volatile const __u32 cross_fragments = 0;
 
 struct key4 {
 	__u32 prefix_length;
@@ -171,6 +179,18 @@ static __always_inline void count(__u32 side, enum reason reason)
 ADDRESS_MASK(4, struct key4, 4)
 ADDRESS_MASK(6, struct key6, 16)
 
+/* What is, or may be, TCP and cannot be read. `mask`: the taps that select its addresses. */
+static __always_inline enum reason by_mask(__u64 mask)
+{
+	return mask ? reason_unreadable_of_tap : reason_malformed;
+}
+
+/* The same for a fragment, which only its receiver can read. */
+static __always_inline enum reason by_mask_of_fragment(__u64 mask)
+{
+	return mask && !cross_fragments ? reason_fragment_of_tap : reason_fragment;
+}
+
 /* Whether one of the taps of `mask` has the server's port of this segment. */
 static __always_inline enum reason by_port(__u32 side, const struct tcp_ports *tcp, const void *end, __u64 mask)
 {
@@ -178,7 +198,7 @@ static __always_inline enum reason by_port(__u32 side, const struct tcp_ports *t
 	__u32 port;
 
 	if ((void *)(tcp + 1) > end)
-		return reason_malformed;
+		return by_mask(mask);
 	if (!mask)
 		return reason_not_selected;
 	port = bpf_ntohs(side == CLIENT ? tcp->destination : tcp->source);
@@ -225,22 +245,45 @@ static __always_inline enum reason by_icmpv6(const struct icmp_error *icmp, cons
 static __always_inline enum reason by_ipv4(__u32 side, const void *position, const void *end)
 {
 	const struct iphdr *ip = position;
+	__u64 mask;
 
-	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
+	if ((void *)(ip + 1) > end || ip->version != 4)
+		return reason_malformed;
+	if (ip->protocol == IPPROTO_TCP) {
+		mask = mask4(side, &ip->saddr, &ip->daddr);
+		if (ip->ihl < 5)
+			return by_mask(mask);
+		if (ip->frag_off & bpf_htons(IP_FRAGMENT))
+			return by_mask_of_fragment(mask);
+		return by_port(side, position + ip->ihl * 4, end, mask);
+	}
+	if (ip->ihl < 5)
 		return reason_malformed;
 	if (ip->frag_off & bpf_htons(IP_FRAGMENT))
 		return reason_fragment;
 	if (ip->protocol == IPPROTO_ICMP)
 		return by_icmp(position + ip->ihl * 4, end);
-	if (ip->protocol != IPPROTO_TCP)
-		return reason_not_tcp;
-	return by_port(side, position + ip->ihl * 4, end, mask4(side, &ip->saddr, &ip->daddr));
+	return reason_not_tcp;
+}
+
+/* Extension headers that are walked. Behind AH and ESP, TCP is the business of two hosts with a key for it. */
+static __always_inline int is_walked(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS;
+}
+
+/* Whether what has this number is TCP, or something that TCP may be behind. */
+static __always_inline int may_be_tcp(__u8 next)
+{
+	return next == IPPROTO_TCP || next == IPPROTO_FRAGMENT || is_walked(next);
 }
 
 static __always_inline enum reason by_ipv6(__u32 side, const void *position, const void *end)
 {
 	const struct ipv6hdr *ip = position;
 	const struct extension_header *extension;
+	int is_fragment = 0;
+	__u64 mask;
 	__u8 next;
 
 	if ((void *)(ip + 1) > end || ip->version != 6)
@@ -248,32 +291,33 @@ static __always_inline enum reason by_ipv6(__u32 side, const void *position, con
 	next = ip->nexthdr;
 	position += sizeof(*ip);
 
-	for (int i = 0; i < EXTENSION_HEADERS; i++) {
-		switch (next) {
-		case IPPROTO_TCP:
-			return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
-		case IPPROTO_ICMPV6:
-			return by_icmpv6(position, end);
-		case IPPROTO_FRAGMENT:
-			return reason_fragment;
-		case IPPROTO_HOPOPTS:
-		case IPPROTO_ROUTING:
-		case IPPROTO_DSTOPTS:
-			break;
-		default:
-			return reason_not_tcp;
-		}
+	for (int i = 0; i < EXTENSION_HEADERS && is_walked(next); i++) {
 		extension = position;
 		if ((void *)(extension + 1) > end)
-			return reason_malformed;
+			break;
 		next = extension->next;
 		position += (extension->length + 1) * 8;
 	}
-	if (next == IPPROTO_TCP)
-		return by_port(side, position, end, mask6(side, &ip->saddr, &ip->daddr));
+
 	if (next == IPPROTO_ICMPV6)
 		return by_icmpv6(position, end);
-	return reason_malformed; /* more headers than we walk */
+	if (!may_be_tcp(next))
+		return reason_not_tcp;
+	if (next == IPPROTO_FRAGMENT) {
+		extension = position;
+		is_fragment = (void *)(extension + 1) <= end;
+		/* Each fragment says what the packet begins with, and the receiver believes the first (RFC 8200, 4.5). */
+		if (is_fragment && !may_be_tcp(extension->next))
+			return reason_fragment;
+	}
+
+	mask = mask6(side, &ip->saddr, &ip->daddr);
+	if (is_fragment)
+		return by_mask_of_fragment(mask);
+	/* Without a length, the packet's end is in an option (RFC 2675), or where the receiver thinks. */
+	if (next == IPPROTO_TCP && ip->payload_len)
+		return by_port(side, position, end, mask);
+	return by_mask(mask); /* or more headers than we walk, or one that is not all there */
 }
 
 static __always_inline enum reason classify(struct xdp_md *ctx, __u32 side)
@@ -313,6 +357,10 @@ static __always_inline int steer(struct xdp_md *ctx, __u32 side)
 	__u32 queue = ctx->rx_queue_index;
 
 	count(side, why);
+	if (why == reason_fragment_of_tap || why == reason_unreadable_of_tap) {
+		count(side, reason_unjudgeable);
+		return XDP_DROP;
+	}
 	if (why == reason_selected || why == reason_icmp_error || cross_by_worker) {
 		if (queue < MAX_QUEUES &&
 		    bpf_redirect_map(&sockets, side * MAX_QUEUES + queue, XDP_DROP) == XDP_REDIRECT) {

@@ -39,7 +39,7 @@ mod umem;
 pub use counters::COUNTERS;
 pub use port::{MAX_MTU, Port, PortError};
 pub use prefixes::{MAX_PREFIXES, MAX_RULES, Rule};
-pub use program::{Attached, Cross, Decision, MAX_QUEUES, Steering, SteeringError, XdpMode};
+pub use program::{Attached, Cross, Decision, Fragments, MAX_QUEUES, Steering, SteeringError, XdpMode};
 pub use socket::{BindError, Socket, SocketConfig, Statistics};
 pub use umem::{Census, FRAME_HEADROOM, Frame, RING_SIZE, Umem, UmemError};
 

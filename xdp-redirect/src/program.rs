@@ -65,12 +65,22 @@ pub enum Cross {
     Worker,
 }
 
+/// What becomes of IP fragments of TCP between two addresses that a tap selects. All other fragments cross.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fragments {
+    /// They are dropped: they could be of a tapped flow, and cannot be judged.
+    #[default]
+    Drop,
+    /// They cross, unjudged.
+    Cross,
+}
+
 /// What the program would do with a frame, see [`Steering::decide`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// To a socket or across; which of them, the counters say.
     Redirect,
-    /// Dropped: selected, and there is no socket.
+    /// Dropped: selected, and there is no socket; or perhaps of a tapped flow, and not to be judged.
     Drop,
 }
 
@@ -151,11 +161,12 @@ impl Steering {
         rules: &[Rule],
         mode: XdpMode,
         cross: Cross,
+        fragments: Fragments,
     ) -> Result<Steering, SteeringError> {
         let ports = [client, server];
         check(ports, rules)?;
         let prefixes = [Prefixes::of(rules, |rule| &rule.servers), Prefixes::of(rules, |rule| &rule.clients)];
-        let mut ebpf = load(&prefixes, cross)?;
+        let mut ebpf = load(&prefixes, cross, fragments)?;
         write_rules(&mut ebpf, &prefixes, rules)?;
         write_ports(&mut ebpf, ports)?;
 
@@ -228,10 +239,12 @@ fn check(ports: [&Port; 2], rules: &[Rule]) -> Result<(), SteeringError> {
     }
 }
 
-fn load([servers, clients]: &[Prefixes; 2], cross: Cross) -> Result<Ebpf, SteeringError> {
+fn load([servers, clients]: &[Prefixes; 2], cross: Cross, fragments: Fragments) -> Result<Ebpf, SteeringError> {
     let cross_by_worker = u32::from(cross == Cross::Worker);
+    let cross_fragments = u32::from(fragments == Fragments::Cross);
     let mut loader = EbpfLoader::new();
     loader.override_global("cross_by_worker", &cross_by_worker, true);
+    loader.override_global("cross_fragments", &cross_fragments, true);
     for (map, what, count) in [
         ("servers4", "server", servers.v4.len()),
         ("servers6", "server", servers.v6.len()),

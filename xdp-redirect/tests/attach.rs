@@ -11,14 +11,15 @@ use std::{
 
 use common::{Network, Place, Setup, enter, eventually, open_ports, run, skipped};
 use xdp_redirect::{
-    Attached, BindError, Cross, Port, PortError, Rule, Socket, SocketConfig, Steering, SteeringError, Umem, XdpMode,
+    Attached, BindError, Cross, Fragments, Port, PortError, Rule, Socket, SocketConfig, Steering, SteeringError, Umem,
+    XdpMode,
 };
 
 /// In the environment of the child process: the namespace in which it attaches.
 const HOLD: &str = "XDP_REDIRECT_TEST_HOLD";
 
 fn attach(ports: &[Port; 2], mode: XdpMode) -> Result<Steering, SteeringError> {
-    Steering::attach(&ports[0], &ports[1], &[], mode, Cross::Devmap)
+    Steering::attach(&ports[0], &ports[1], &[], mode, Cross::Devmap, Fragments::Drop)
 }
 
 #[test]

@@ -4,10 +4,10 @@ mod common;
 
 use common::{
     Network, Place, Setup, counted,
-    packet::{C_TAG, DESTINATION, FRAGMENT, HOP_BY_HOP, Packet, ROUTING, S_TAG, UDP},
+    packet::{C_TAG, DESTINATION, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, Packet, ROUTING, S_TAG, TCP, UDP},
     skipped,
 };
-use xdp_redirect::{Cross, Decision, Rule, Side, Steering, XdpMode};
+use xdp_redirect::{Cross, Decision, Fragments, Rule, Side, Steering, XdpMode};
 
 /// The taps of the table: bit 0 to 3.
 fn rules() -> Vec<Rule> {
@@ -43,7 +43,12 @@ fn table() -> Vec<(&'static str, Packet, &'static str)> {
     let no = "not_selected";
     let options = |count: usize| Packet { options: vec![1; count], ..v4() };
     let fragment = |fragment: u16| Packet { fragment, ..v4() };
-    let eight = (0..8).fold(v6(), |packet, _| packet.extension(DESTINATION, 8));
+    let eight_of = |packet: Packet| (0..8).fold(packet, |packet, _| packet.extension(DESTINATION, 8));
+    let eight = eight_of(v6());
+    let hidden = "unreadable_of_tap";
+    let piece = "fragment_of_tap";
+    // Addresses that no tap selects.
+    let (other4, other6) = (to("192.0.2.7:1", "10.0.1.5:6379"), to("[2001:db8::7]:1", "[fd00:0:0:1::5]:6379"));
     vec![
         ("IPv4", v4(), yes),
         ("IPv6", v6(), yes),
@@ -70,12 +75,36 @@ fn table() -> Vec<(&'static str, Packet, &'static str)> {
         ("long destination header", v6().extension(DESTINATION, 264), yes),
         ("three headers", v6().extension(HOP_BY_HOP, 16).extension(ROUTING, 24).extension(DESTINATION, 8), yes),
         ("as many headers as we walk", eight.clone(), yes),
-        ("more headers than we walk", eight.extension(DESTINATION, 8), "malformed"),
-        ("first fragment", fragment(0x2000), "fragment"),
-        ("last fragment", fragment(0x00b9), "fragment"),
+        ("more headers than we walk", eight.clone().extension(DESTINATION, 8), hidden),
+        ("the same to another port", eight_of(to("[2001:db8::7]:1", "[fd00::5]:1")).extension(DESTINATION, 8), hidden),
+        ("the same between other addresses", eight_of(other6.clone()).extension(DESTINATION, 8), "malformed"),
+        ("perhaps UDP behind more than we walk", Packet { protocol: UDP, ..eight.extension(DESTINATION, 8) }, hidden),
+        ("no length", Packet { no_length: true, ..v6() }, hidden),
+        ("no length, a header", Packet { no_length: true, ..v6().extension(HOP_BY_HOP, 8) }, hidden),
+        ("no length, other addresses", Packet { no_length: true, ..other6.clone() }, "malformed"),
+        ("no length, UDP", Packet { no_length: true, protocol: UDP, ..v6().extension(HOP_BY_HOP, 8) }, "not_tcp"),
+        ("port 0", to("192.0.2.7:0", "10.0.0.5:6379"), yes),
+        ("to port 0", to("[2001:db8::7]:7000", "[fd00::5]:0"), no),
+        ("first fragment", fragment(0x2000), piece),
+        ("last fragment", fragment(0x00b9), piece),
+        ("fragment in a VLAN", fragment(0x2000).vlan(C_TAG, 5), piece),
+        (
+            "fragment of another port, which only the first one has",
+            Packet { fragment: 0x2000, ..to("192.0.2.7:1", "10.0.0.5:1") },
+            piece,
+        ),
+        ("fragment between other addresses", Packet { fragment: 0x2000, ..other4 }, "fragment"),
         ("may be fragmented, is not", fragment(0), yes),
-        ("IPv6 fragment", v6().extension(FRAGMENT, 8), "fragment"),
-        ("IPv6 fragment behind a header", v6().extension(HOP_BY_HOP, 8).extension(FRAGMENT, 8), "fragment"),
+        ("fragment of UDP", Packet { protocol: UDP, ..fragment(0x2000) }, "fragment"),
+        ("fragment of ICMP", Packet { protocol: ICMP, ..fragment(0x00b9) }, "fragment"),
+        ("IPv6 fragment", v6().extension(FRAGMENT, 8), piece),
+        ("IPv6 fragment behind a header", v6().extension(HOP_BY_HOP, 8).extension(FRAGMENT, 8), piece),
+        ("IPv6 fragment behind as many headers as we walk", eight_of(v6()).extension(FRAGMENT, 8), piece),
+        ("headers behind an IPv6 fragment header", v6().extension(FRAGMENT, 8).extension(DESTINATION, 8), piece),
+        ("an IPv6 fragment of a fragment", v6().extension(FRAGMENT, 8).extension(FRAGMENT, 8), piece),
+        ("IPv6 fragment between other addresses", other6.extension(FRAGMENT, 8), "fragment"),
+        ("IPv6 fragment of UDP", Packet { protocol: UDP, ..v6().extension(FRAGMENT, 8) }, "fragment"),
+        ("IPv6 fragment of ICMPv6", Packet { protocol: ICMPV6, ..v6().extension(FRAGMENT, 8) }, "fragment"),
         ("UDP", Packet { protocol: UDP, ..v4() }, "not_tcp"),
         ("UDP over IPv6", Packet { protocol: UDP, ..v6().extension(HOP_BY_HOP, 8) }, "not_tcp"),
         ("ICMP", Packet { protocol: 1, ..v4() }, "not_tcp"),
@@ -149,8 +178,11 @@ fn check(steering: &Steering, side: Side, name: &str, frame: &[u8], why: &'stati
     let decision = steering.decide(side, frame).expect("a test run");
     let after = counted(steering, side);
     let changed: Vec<_> = after.iter().filter(|counter| !before.contains(counter)).map(|(name, _)| *name).collect();
-    let (what, expected) =
-        if why == "selected" { ("no_socket", Decision::Drop) } else { ("crossed", Decision::Redirect) };
+    let (what, expected) = match why {
+        "selected" => ("no_socket", Decision::Drop),
+        "fragment_of_tap" | "unreadable_of_tap" => ("unjudgeable", Decision::Drop),
+        _ => ("crossed", Decision::Redirect),
+    };
     assert_eq!((changed, decision), (vec![why, what], expected), "{name}, on port {side:?}");
 }
 
@@ -166,36 +198,68 @@ fn frames_of_all_shapes() {
             check(&steering, Side::Client, name, &packet.bytes(), why);
             check(&steering, Side::Server, name, &packet.clone().mirrored().bytes(), why);
             // The same frame on the wrong port is not of a tapped flow: here the server is the other address.
-            let wrong = if why == "selected" { "not_selected" } else { why };
+            let wrong = match why {
+                "selected" => "not_selected",
+                "fragment_of_tap" => "fragment",
+                "unreadable_of_tap" => "malformed",
+                other => other,
+            };
             check(&steering, Side::Server, name, &packet.bytes(), wrong);
         }
     });
 }
 
 #[test]
-fn frames_cut_short_are_malformed() {
+fn fragments_cross_where_the_ops_file_says_so() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        let (steering, _) = Network::attach_with(&rules(), XdpMode::Auto, Cross::Devmap, Fragments::Cross);
+        for (name, packet, why) in table() {
+            let why = if why == "fragment_of_tap" { "fragment" } else { why };
+            check(&steering, Side::Client, name, &packet.bytes(), why);
+            check(&steering, Side::Server, name, &packet.mirrored().bytes(), why);
+        }
+    });
+}
+
+#[test]
+fn frames_cut_short_cannot_be_judged() {
     if skipped() {
         return;
     }
     let network = Network::new(&Setup::default());
     network.within(Place::Middle, || {
         let (steering, _) = Network::attach(&rules(), XdpMode::Auto, Cross::Devmap);
-        let v6 = v6().vlan(C_TAG, 5).extension(HOP_BY_HOP, 16).bytes();
+        let v6 = v6().vlan(C_TAG, 5).extension(HOP_BY_HOP, 16);
         // As far as the TCP ports, and not a byte less. (A test run takes no frame below 14 bytes.)
-        for (whole, ports) in [(v4().bytes(), 14 + 20 + 4), (v6, 18 + 40 + 16 + 4)] {
+        for (whole, addresses, ports) in [(v4().bytes(), 14 + 20, 4), (v6.bytes(), 18 + 40, 16 + 4)] {
+            let ports = addresses + ports;
             for length in 15..ports {
-                check(&steering, Side::Client, &format!("{length} of {ports}"), &whole[..length], "malformed");
+                let name = format!("{length} of {ports}");
+                let why = if length < addresses { "malformed" } else { "unreadable_of_tap" };
+                check(&steering, Side::Client, &name, &whole[..length], why);
+                // Here the addresses are the wrong way round.
+                check(&steering, Side::Server, &name, &whole[..length], "malformed");
             }
             check(&steering, Side::Client, "enough", &whole[..ports], "selected");
         }
+        let fragment = v6.extension(FRAGMENT, 8).bytes();
+        check(&steering, Side::Client, "cut fragment header", &fragment[..18 + 40 + 16 + 1], "unreadable_of_tap");
+        check(&steering, Side::Client, "fragment header", &fragment[..18 + 40 + 16 + 2], "fragment_of_tap");
 
         let mut bad = v4().bytes();
         bad[14] = 0x44; // a header length of 16
-        check(&steering, Side::Client, "short IPv4 header", &bad, "malformed");
+        check(&steering, Side::Client, "short IPv4 header", &bad, "unreadable_of_tap");
+        bad[23] = UDP;
+        check(&steering, Side::Client, "short IPv4 header of UDP", &bad, "malformed");
+        bad[23] = TCP;
         bad[14] = 0x65;
         check(&steering, Side::Client, "IPv6 in an IPv4 frame", &bad, "malformed");
         bad[14] = 0x4f; // options that are not there
-        check(&steering, Side::Client, "long IPv4 header", &bad[..60], "malformed");
+        check(&steering, Side::Client, "long IPv4 header", &bad[..60], "unreadable_of_tap");
         let mut arp = v4().bytes();
         arp[12..14].copy_from_slice(&[0x08, 0x06]);
         check(&steering, Side::Client, "ARP", &arp, "not_ip");
@@ -211,9 +275,14 @@ fn no_rule_selects_nothing_and_an_empty_rule_all() {
     network.within(Place::Middle, || {
         for (rules, why) in [(vec![], "not_selected"), (vec![Rule::default()], "selected")] {
             let (steering, _) = Network::attach(&rules, XdpMode::Auto, Cross::Devmap);
+            let none = rules.is_empty();
             for side in Side::ALL {
                 check(&steering, side, "IPv4", &v4().bytes(), why);
                 check(&steering, side, "IPv6", &v6().bytes(), why);
+                let piece = if none { "fragment" } else { "fragment_of_tap" };
+                check(&steering, side, "fragment", &v6().extension(FRAGMENT, 8).bytes(), piece);
+                let hidden = if none { "malformed" } else { "unreadable_of_tap" };
+                check(&steering, side, "no length", &Packet { no_length: true, ..v6() }.bytes(), hidden);
             }
         }
     });
@@ -233,7 +302,8 @@ fn rule_64_works_and_rule_65_is_refused() {
         check(&steering, Side::Client, "none", &to("192.0.2.7:1", "10.0.0.5:64").bytes(), "not_selected");
         drop(steering);
         rules.push(Rule::default());
-        let error = Steering::attach(&ports[0], &ports[1], &rules, XdpMode::Auto, Cross::Devmap).unwrap_err();
+        let error =
+            Steering::attach(&ports[0], &ports[1], &rules, XdpMode::Auto, Cross::Devmap, Fragments::Drop).unwrap_err();
         assert!(error.to_string().contains("65 taps"), "{error}");
     });
 }

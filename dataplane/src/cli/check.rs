@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use config::{Application, Config, EventsOutput, IpNet, Midstream, Mode, OnParseError, Programs, Tap};
+use config::{Application, Config, EventsOutput, Fragments, IpNet, Midstream, Mode, OnParseError, Programs, Tap};
 use xdp_redirect::{Cross, Port};
 
 use super::{Status, bad};
@@ -56,6 +56,13 @@ fn describe(config: &Config, ports: &[String; 2], cross: Cross) -> String {
         match cross {
             Cross::Devmap => "to the other port, by XDP",
             Cross::Worker => "to the other port, by the worker",
+        },
+    );
+    line(
+        "fragments",
+        match config.ports.fragments {
+            Fragments::Drop => "dropped, those of TCP between addresses that a tap selects",
+            Fragments::Cross => "to the other port, unjudged",
         },
     );
     let limits = config.limits;
@@ -175,6 +182,7 @@ mod tests {
   client port   a (driver veth)
   server port   b (driver veth)
   not selected  to the other port, by the worker
+  fragments     dropped, those of TCP between addresses that a tap selects
   limits        100000 flows, messages of up to 65536 bytes
   metrics       http://127.0.0.1:9464/metrics
 

@@ -326,8 +326,7 @@ impl Run {
                 let range = self.range(lab, place, length);
                 if let Some(sends) = self.poisonous(lab, kind, range) {
                     let fate = self.send(lab, sends, pause);
-                    let crosses = matches!(kind, Poison::Fragment(_) | Poison::Damaged(_));
-                    assert!(crosses || fate != Fate::Forward, "{kind:?} has crossed");
+                    assert!(fate != Fate::Forward, "{kind:?} has crossed");
                 }
             }
             Act::Reset { place, damage } => {

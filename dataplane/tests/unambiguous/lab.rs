@@ -58,6 +58,7 @@ fn worker() -> Worker {
         owner_seed: 2,
         mtu: [1500; 2],
         accept_partial_checksums: [false; 2],
+        fragments: config::Fragments::Drop,
         flows: 10,
         message: LONGEST,
         taps: vec![tap],

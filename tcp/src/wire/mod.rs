@@ -20,7 +20,7 @@ pub(crate) use checksum::{fill_ipv4_checksum, fill_tcp_checksum};
 pub use icmp::{IcmpError, parse_icmp_error};
 pub(crate) use options::{KIND_MSS, Walk};
 pub use options::{MAX_SACK_BLOCKS, OptionWriter, SackBlock, SegmentOptions, SynOptions, Timestamps};
-pub use parse::{ParseError, Parsed, parse};
+pub use parse::{Concealed, ParseError, Parsed, find_concealed, parse};
 use parse::{Transport, locate_transport};
 pub(crate) use parse::{read_u16, read_u32};
 

@@ -12,6 +12,7 @@ use super::{
 const MAX_EXTENSION_HEADERS: usize = 8;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// What a frame is.
@@ -36,8 +37,8 @@ pub enum ParseError {
     /// The checksum of an IPv4 header is wrong.
     #[error("the checksum of the IPv4 header is wrong")]
     BadIpChecksum,
-    /// The TCP header does not fit into its packet, or a port is 0.
-    #[error("the TCP header does not fit into its packet, or a port is 0")]
+    /// The TCP header does not fit into its packet.
+    #[error("the TCP header does not fit into its packet")]
     BadTcpHeader,
 }
 
@@ -70,8 +71,7 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
         return Err(ParseError::BadTcpHeader);
     }
     let header_length = usize::from(tcp[12] >> 4) * 4;
-    let (source_port, destination_port) = (read_u16(tcp, 0), read_u16(tcp, 2));
-    if header_length < TCP_HEADER || header_length > tcp.len() || source_port == 0 || destination_port == 0 {
+    if header_length < TCP_HEADER || header_length > tcp.len() {
         return Err(ParseError::BadTcpHeader);
     }
     Ok(Parsed::Tcp(Headers {
@@ -80,8 +80,8 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
         tcp_offset: transport.offset,
         payload_offset: transport.offset + header_length,
         end: transport.end,
-        source: SocketAddr::new(transport.source, source_port),
-        destination: SocketAddr::new(transport.destination, destination_port),
+        source: SocketAddr::new(transport.source, read_u16(tcp, 0)),
+        destination: SocketAddr::new(transport.destination, read_u16(tcp, 2)),
         vlan: transport.vlan,
         seq: read_u32(tcp, 4),
         ack: read_u32(tcp, 8),
@@ -91,6 +91,103 @@ pub fn parse(frame: &[u8]) -> Result<Parsed, ParseError> {
         traffic_class: transport.traffic_class,
         flow_label: transport.flow_label,
     }))
+}
+
+/// What is or may be TCP in a frame of which [`parse`] makes no segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Concealed {
+    /// Source address of the IP packet.
+    pub source: IpAddr,
+    /// Its destination address; with segments left in an IPv6 routing header, the next one.
+    pub destination: IpAddr,
+    /// Source and destination port, if the frame has them where a segment would.
+    pub ports: Option<(u16, u16)>,
+    /// It is an IP fragment, atomic ones (RFC 6946) included: only its receiver knows the segment.
+    pub is_fragment: bool,
+}
+
+/// Finds TCP, or what may be TCP, in a frame of which [`parse`] makes no segment, be it for an error or not. A receiver may
+/// be less strict and read a segment there. None: the frame is not IP, is cut before the end of its addresses, or carries
+/// something else than TCP. Never panics.
+///
+/// Lengths that the packet gives are not believed here, but that of an IPv6 packet which gives none (0) conceals where it
+/// ends. What is behind more IPv6 extension headers than we look behind may be TCP; what is behind AH or ESP (RFC 4302, RFC
+/// 4303) is not, since only two hosts that share a key for it can talk that way.
+pub fn find_concealed(frame: &[u8]) -> Option<Concealed> {
+    let network = locate_network(frame).ok()?;
+    let packet = &frame[network.offset..];
+    match network.ethertype {
+        ETHERTYPE_IPV4 => find_concealed_in_ipv4(packet),
+        ETHERTYPE_IPV6 => find_concealed_in_ipv6(packet),
+        _ => None,
+    }
+}
+
+fn find_concealed_in_ipv4(packet: &[u8]) -> Option<Concealed> {
+    if packet.len() < IPV4_HEADER || packet[0] >> 4 != 4 || packet[9] != PROTOCOL_TCP {
+        return None;
+    }
+    let header_length = usize::from(packet[0] & 0x0f) * 4;
+    let is_readable = header_length >= IPV4_HEADER;
+    let is_fragment = is_readable && is_ipv4_fragment(packet);
+    Some(Concealed {
+        source: Ipv4Addr::from(read_u32(packet, 12)).into(),
+        destination: Ipv4Addr::from(read_u32(packet, 16)).into(),
+        ports: if is_readable && !is_fragment { ports(packet, header_length) } else { None },
+        is_fragment,
+    })
+}
+
+fn find_concealed_in_ipv6(packet: &[u8]) -> Option<Concealed> {
+    if packet.len() < IPV6_HEADER || packet[0] >> 4 != 6 {
+        return None;
+    }
+    let has_length = read_u16(packet, 4) != 0;
+    let mut concealed = Concealed {
+        source: ipv6_address(&packet[8..24]).into(),
+        destination: ipv6_address(&packet[24..40]).into(),
+        ports: None,
+        is_fragment: false,
+    };
+    let (mut protocol, mut offset) = (packet[6], IPV6_HEADER);
+    for extension_headers in 0.. {
+        match protocol {
+            PROTOCOL_TCP => {
+                concealed.ports = if has_length { ports(packet, offset) } else { None };
+                break;
+            }
+            FRAGMENT | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {}
+            _ => return None,
+        }
+        let Some(&[next, length]) = packet.get(offset..offset + 2) else { break };
+        if protocol == FRAGMENT {
+            // Each fragment says what the packet begins with, and the receiver believes the first (RFC 8200 §4.5).
+            if !matches!(next, PROTOCOL_TCP | FRAGMENT | HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+                return None;
+            }
+            concealed.is_fragment = true;
+            break;
+        }
+        if extension_headers == MAX_EXTENSION_HEADERS {
+            break;
+        }
+        protocol = next;
+        offset += 8 + usize::from(length) * 8;
+    }
+    Some(concealed)
+}
+
+/// The ports of a segment that begins at `offset`, if they are there.
+fn ports(packet: &[u8], offset: usize) -> Option<(u16, u16)> {
+    let ports = packet.get(offset..offset + 4)?;
+    Some((read_u16(ports, 0), read_u16(ports, 2)))
+}
+
+/// The network packet in a frame.
+struct Network {
+    vlan: [u16; MAX_VLAN_TAGS],
+    offset: usize,
+    ethertype: u16,
 }
 
 /// The transport packet in a frame.
@@ -118,25 +215,31 @@ pub(super) enum Extent {
     Beginning,
 }
 
-/// Finds the transport packet. None: no IP, a fragment, or something that we do not look into.
-pub(super) fn locate_transport(frame: &[u8]) -> Result<Option<Transport>, ParseError> {
+/// Finds the network packet behind the VLAN tags.
+fn locate_network(frame: &[u8]) -> Result<Network, ParseError> {
     if frame.len() < ETHERNET_HEADER {
         return Err(ParseError::Truncated);
     }
     let mut vlan = [0; MAX_VLAN_TAGS];
-    let mut ip_offset = ETHERNET_HEADER;
+    let mut offset = ETHERNET_HEADER;
     let mut ethertype = read_u16(frame, 12);
     for id in &mut vlan {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
         }
-        if frame.len() < ip_offset + VLAN_TAG {
+        if frame.len() < offset + VLAN_TAG {
             return Err(ParseError::Truncated);
         }
-        *id = read_u16(frame, ip_offset) & 0x0fff;
-        ethertype = read_u16(frame, ip_offset + 2);
-        ip_offset += VLAN_TAG;
+        *id = read_u16(frame, offset) & 0x0fff;
+        ethertype = read_u16(frame, offset + 2);
+        offset += VLAN_TAG;
     }
+    Ok(Network { vlan, offset, ethertype })
+}
+
+/// Finds the transport packet. None: no IP, a fragment, or something that we do not look into.
+pub(super) fn locate_transport(frame: &[u8]) -> Result<Option<Transport>, ParseError> {
+    let Network { vlan, offset: ip_offset, ethertype } = locate_network(frame)?;
     let transport = match ethertype {
         ETHERTYPE_IPV4 => locate_in_ipv4(&frame[ip_offset..], Extent::Whole)?,
         ETHERTYPE_IPV6 => locate_in_ipv6(&frame[ip_offset..], Extent::Whole)?,
@@ -167,8 +270,7 @@ pub(super) fn locate_in_ipv4(packet: &[u8], extent: Extent) -> Result<Option<Tra
         }
         end = packet.len();
     }
-    // More fragments, or an offset: a fragment.
-    if read_u16(packet, 6) & 0x3fff != 0 {
+    if is_ipv4_fragment(packet) {
         return Ok(None);
     }
     Ok(Some(Transport {
@@ -235,6 +337,11 @@ pub(super) fn locate_in_ipv6(packet: &[u8], extent: Extent) -> Result<Option<Tra
         flow_label: read_u32(packet, 0) & 0x000f_ffff,
         checked_ipv4: None,
     }))
+}
+
+/// More fragments, or an offset.
+fn is_ipv4_fragment(packet: &[u8]) -> bool {
+    read_u16(packet, 6) & 0x3fff != 0
 }
 
 fn ipv6_address(bytes: &[u8]) -> Ipv6Addr {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use nix::sched::{CloneFlags, setns};
-use xdp_redirect::{Cross, Port, Rule, Side, Steering, XdpMode};
+use xdp_redirect::{Cross, Fragments, Port, Rule, Side, Steering, XdpMode};
 
 pub const CLIENT_ADDRESSES: [&str; 2] = ["10.77.0.1", "fd77::1"];
 pub const SERVER_ADDRESSES: [&str; 2] = ["10.77.0.2", "fd77::2"];
@@ -156,9 +156,14 @@ impl Network {
 
     /// To be called in the middle.
     pub fn attach(rules: &[Rule], mode: XdpMode, cross: Cross) -> (Steering, [Port; 2]) {
+        Network::attach_with(rules, mode, cross, Fragments::Drop)
+    }
+
+    /// The same, and says what becomes of fragments.
+    pub fn attach_with(rules: &[Rule], mode: XdpMode, cross: Cross, fragments: Fragments) -> (Steering, [Port; 2]) {
         let ports = open_ports();
         eventually("the ports are free", || !run("ip", &["link", "show"]).contains("xdp"));
-        let steering = Steering::attach(&ports[0], &ports[1], rules, mode, cross).expect("attached");
+        let steering = Steering::attach(&ports[0], &ports[1], rules, mode, cross, fragments).expect("attached");
         (steering, ports)
     }
 }

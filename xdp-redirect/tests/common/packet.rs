@@ -18,6 +18,8 @@ pub struct Packet {
     pub fragment: u16,
     /// IPv6: (type of header, its bytes without the next-header field).
     pub extensions: Vec<(u8, Vec<u8>)>,
+    /// IPv6: the length is given as 0.
+    pub no_length: bool,
     pub payload: Vec<u8>,
 }
 
@@ -42,6 +44,7 @@ impl Packet {
             options: Vec::new(),
             fragment: 0x4000,
             extensions: Vec::new(),
+            no_length: false,
             payload: vec![0x55; 10],
         }
     }
@@ -101,7 +104,8 @@ impl Packet {
                     .flat_map(|((_, bytes), next)| std::iter::once(*next).chain(bytes.iter().copied()))
                     .collect();
                 frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
-                frame.extend(u16::try_from(extensions.len() + transport.len()).expect("short").to_be_bytes());
+                let length = if self.no_length { 0 } else { extensions.len() + transport.len() };
+                frame.extend(u16::try_from(length).expect("short").to_be_bytes());
                 frame.extend([kinds[0], 64]);
                 frame.extend(source.octets());
                 frame.extend(destination.octets());
