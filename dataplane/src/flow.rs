@@ -97,15 +97,15 @@ pub enum Outcome {
 }
 
 impl Flow {
-    /// A flow whose client has sent a SYN, with these headers.
-    pub fn new(now: Instant, tap: usize, syn: &Headers) -> Self {
+    /// A flow whose client has sent a SYN, with these headers. `timeout`: how long its handshake may stand still.
+    pub fn new(now: Instant, tap: usize, syn: &Headers, timeout: Duration) -> Self {
         let envelope = syn.envelope();
         Self {
             tap,
             envelopes: [envelope.reversed(), envelope],
             hop_limits: [envelope.hop_limit; 2],
             touched: false,
-            phase: Phase::Opening(Box::new(Opening::new(now))),
+            phase: Phase::Opening(Box::new(Opening::new(now, timeout))),
         }
     }
 

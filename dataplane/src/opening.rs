@@ -19,6 +19,9 @@ use crate::steer::{FlowKey, Side};
 
 /// How long a handshake may stand still. It may go on afterwards, then as a new flow.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+/// The same where the rest of a handshake that nobody knows would pass unjudged: a server that answers with SYN cookies takes
+/// an ACK for two minutes without a sign of it (`MAX_SYNCOOKIE_AGE` of Linux).
+pub const COOKIE_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// A handshake, as far as it has come.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Opening {
     other_syn: Option<Syn>,
     /// When something was last heard.
     heard: Instant,
+    /// How long it may stand still.
+    timeout: Duration,
 }
 
 /// What one host has said so far.
@@ -58,13 +63,13 @@ pub enum Step {
 
 impl Opening {
     /// A handshake in which nothing has been said yet.
-    pub fn new(now: Instant) -> Self {
-        Self { hosts: [Host::default(); 2], other_syn: None, heard: now }
+    pub fn new(now: Instant, timeout: Duration) -> Self {
+        Self { hosts: [Host::default(); 2], other_syn: None, heard: now, timeout }
     }
 
     /// When the handshake is given up.
     pub fn deadline(&self) -> Instant {
-        self.heard + HANDSHAKE_TIMEOUT
+        self.heard + self.timeout
     }
 
     /// Takes a segment of the host on side `from`. `h`: its headers, parsed from `frame`.
@@ -180,7 +185,7 @@ mod tests {
 
     impl Script {
         fn new() -> Self {
-            Self { opening: Opening::new(Instant::ZERO), now: Instant::ZERO }
+            Self { opening: Opening::new(Instant::ZERO, HANDSHAKE_TIMEOUT), now: Instant::ZERO }
         }
 
         fn say(&mut self, from: Side, flags: Flags, seq: u32, ack: u32, length: usize) -> Step {

@@ -20,7 +20,7 @@ use crate::counters::{Counters, DropReason};
 use crate::flow::{Context, Flow, Open, Outcome, Phase};
 use crate::flow_event::{EventKind, FlowEvent, FlowEvents};
 use crate::flow_table::{FlowId, FlowTable, KeyHasher};
-use crate::opening::Step;
+use crate::opening::{COOKIE_TIMEOUT, HANDSHAKE_TIMEOUT, Step};
 use crate::steer::{FlowKey, Selection, Side, Steered, steer};
 use crate::timers::Timers;
 
@@ -360,7 +360,9 @@ impl Worker {
             self.events.push(FlowEvent { at: now, tap, key: *key, from: Some(from), kind: EventKind::TableFull });
             return Err(DropReason::TableFull);
         }
-        let flow = Flow::new(now, tap, headers);
+        let passes_later = self.taps[tap].state.midstream == Midstream::Pass;
+        let timeout = if passes_later { COOKIE_TIMEOUT } else { HANDSHAKE_TIMEOUT };
+        let flow = Flow::new(now, tap, headers, timeout);
         let id = self.flows.insert(*key, flow).map_err(|_| DropReason::TableFull)?;
         self.counters.taps[tap].flows_opened += 1;
         self.touch(id);

@@ -254,6 +254,7 @@ fn habits(scale: Scale) -> impl Strategy<Value = Habits> {
             losses,
             hops,
             modern,
+            ..Habits::default()
         },
     )
 }

@@ -29,6 +29,8 @@ pub struct Habits {
     pub hops: u8,
     /// Whether it agrees to timestamps, window scale and SACK.
     pub modern: bool,
+    /// It remembers a SYN in the number of its SYN-ACK only (RFC 4987 §3.6), which it therefore does not repeat.
+    pub cookies: bool,
 }
 
 impl Default for Habits {
@@ -40,6 +42,7 @@ impl Default for Habits {
             losses: Vec::new(),
             hops: 3,
             modern: true,
+            cookies: false,
         }
     }
 }
@@ -417,7 +420,7 @@ impl Host {
             options: options.to_bytes(),
             ..Segment::default()
         };
-        connection.retransmit_at = Some(now + RETRANSMISSION);
+        connection.retransmit_at = (!self.habits.cookies).then_some(now + RETRANSMISSION);
         self.send(&answer);
     }
 

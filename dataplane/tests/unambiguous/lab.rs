@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 
+use config::Midstream;
 use dataplane::counters::DirectionCounters;
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
@@ -32,7 +33,7 @@ static LEN4: LazyLock<Arc<Object>> = LazyLock::new(|| {
 });
 
 /// The worker under test, with one tap that judges both directions.
-fn worker() -> Worker {
+fn worker(midstream: Midstream) -> Worker {
     let filter = || {
         let program = |name, kind| LEN4.program(name, kind).expect("the shipped filter has its programs");
         let parser = program("parse_len4", Kind::StreamParser);
@@ -48,7 +49,7 @@ fn worker() -> Worker {
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,
             message_timeout: None,
-            midstream: config::Midstream::Reset,
+            midstream,
         },
     };
     let config = WorkerConfig {
@@ -264,12 +265,18 @@ impl Lab {
             sack: Vec::new(),
         };
         Self {
-            worker: worker(),
+            worker: worker(Midstream::Reset),
             now,
             client: Client::new(ends, CLIENT_ISS, offers),
             server: Host::new(ends[1], ends[0], habits),
             ports: Ports::default(),
         }
+    }
+
+    /// Of connections that were open before, what the client sends crosses unjudged.
+    pub fn passing_midstream(mut self) -> Self {
+        self.worker = worker(Midstream::Pass);
+        self
     }
 
     /// Nothing has happened yet: both families, hosts with options and without.

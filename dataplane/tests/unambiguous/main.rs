@@ -8,6 +8,7 @@
 //! - [`generated`]: sequences that proptest invents, judged by an oracle of its own ([`explain`]);
 //! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature;
 //! - [`crossing`]: what is no segment of a tapped flow, and crosses;
+//! - [`midstream`]: connections that were open before, where they pass;
 //! - [`window`]: what the tap sends keeps to the window.
 //!
 //! A test that is ignored shows a known fault, which its attribute names.
@@ -20,6 +21,7 @@ mod geneva;
 mod host;
 mod intang;
 mod lab;
+mod midstream;
 mod ptacek_newsham;
 mod receiver;
 mod symtcp;

@@ -57,9 +57,7 @@ impl Receiver {
         let at = at as usize;
         let end = at + segment.text.len();
         if end > at {
-            // RFC 9293 §3.8.6.1: a closed window is probed with one byte.
-            let probe = segment.text.len() == 1 && at == self.edge && self.edge == self.in_order;
-            assert!(end <= self.edge || probe, "text {at}..{end} beyond the window, which ends at {}", self.edge);
+            assert!(end <= self.edge, "text {at}..{end} beyond the window, which ends at {}", self.edge);
             assert!(self.fin.is_none_or(|fin| end <= fin), "text {at}..{end} behind the FIN at {:?}", self.fin);
         }
         for (offset, &byte) in (at..end).zip(&segment.text) {
