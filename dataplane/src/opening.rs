@@ -104,7 +104,10 @@ impl Opening {
             Some(known) if known.seq == syn.seq => (host.syn, host.syn_at) = (Some(syn), None),
             // The same ends again, for another connection, or someone pretends that: the server decides.
             Some(_) if from == Side::Client => self.other_syn = Some(syn),
-            Some(_) => *host = Host { syn: Some(syn), syn_at: Some(now), ..Host::default() },
+            Some(_) => {
+                *host = Host { syn: Some(syn), syn_at: Some(now), ..Host::default() };
+                self.hosts[Side::Client as usize].has_acked = false;
+            }
         }
     }
 
@@ -130,9 +133,10 @@ impl Opening {
             host.has_acked = true;
             host.rtt = theirs.syn_at.map(|at| now - at);
         }
-        // The clock of the host has gone on since its SYN.
+        // The clock of the host has gone on since its SYN (and never goes back, RFC 7323 §5.3).
         if let (Some(stamp), Some(newer)) =
             (&mut own.options.timestamps, SegmentOptions::parse(h.options(frame)).timestamps)
+            && newer.value.wrapping_sub(stamp.value) < 1 << 31
         {
             *stamp = newer;
         }
@@ -301,6 +305,19 @@ mod tests {
         assert_eq!(script.client(ACK, 101, 301), Step::Relay);
         assert_eq!(script.client(ACK, 5001, 301), Step::Establish);
         assert_eq!(script.numbers(), [5000, 300]);
+    }
+
+    /// A server that begins anew (with other SYN cookies, say) has not been acknowledged by what acknowledged the old one.
+    #[test]
+    fn another_answer_of_the_server_wants_another_ack() {
+        let mut script = Script::new();
+        script.client(SYN, 100, 0);
+        script.server(SYN, 300, 0);
+        assert_eq!(script.client(SYN_ACK, 100, 301), Step::Relay);
+        assert_eq!(script.server(SYN_ACK, 700, 101), Step::Relay);
+        assert_eq!(script.client(ACK, 101, 301), Step::Relay);
+        assert_eq!(script.client(ACK, 101, 701), Step::Establish);
+        assert_eq!(script.numbers(), [100, 700]);
     }
 
     #[test]
