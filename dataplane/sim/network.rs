@@ -14,8 +14,8 @@ use crate::random::{Random, mix};
 use crate::scenario::{SILENT, Scenario, TAPPED_PORT, UNTAPPED_PORT};
 use crate::sink::Sink;
 
-/// All must be quiet by then.
-const TIME_LIMIT: Duration = Duration::from_secs(15 * 60);
+/// All must be quiet by then: some readers take 50 bytes at a time, a few times a second.
+const TIME_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// And after so many events: more are a loop.
 const EVENT_LIMIT: usize = 500_000;
 /// The middle may ask to be called for nothing so many times in a row.
