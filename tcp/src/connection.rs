@@ -198,6 +198,7 @@ impl Connection {
             Admission::Discard => {}
             Admission::Acknowledge => {
                 stack.counters.unacceptable_segments += 1;
+                self.receiver.notice_duplicate(h.seq, h.payload_len());
                 self.receiver.owe_ack();
             }
             Admission::Challenge => self.challenge(stack, now),
@@ -257,6 +258,9 @@ impl Connection {
         self.sender.handle_ack(now, &feedback, &mut stack.counters, |sent| {
             answered.map(|(clock, echo)| is_before(echo, clock.value(sent)))
         });
+        if trimmed.cut {
+            self.receiver.notice_duplicate(h.seq, h.payload_len());
+        }
         let taken = if trimmed.length > 0 || trimmed.fin.is_some() {
             self.receiver.handle_text(stack, now, frame, h.payload_offset, trimmed)
         } else {
@@ -296,9 +300,9 @@ impl Connection {
         }
         self.receiver.grow(stack, now, self.sender.srtt());
         self.sender.handle_timeout(now, &mut stack.counters);
-        // What was received out of order is told in a segment of its own: text leaves no room for the blocks.
-        let tells_islands = self.receiver.wants_ack(now) && !self.receiver.islands().is_empty();
-        if !tells_islands && let Some(chunk) = self.sender.next(now) {
+        // What was received out of order, or twice, is told in a segment of its own: text leaves no room for the blocks.
+        let tells_blocks = self.receiver.wants_ack(now) && self.receiver.has_blocks() && self.sender.uses_sack();
+        if !tells_blocks && let Some(chunk) = self.sender.next(now) {
             return self.transmit_chunk(stack, now, &chunk, envelope, sink);
         }
         if self.receiver.wants_ack(now) {
@@ -365,7 +369,8 @@ impl Connection {
         sink: &mut impl FrameSink,
     ) -> bool {
         let ack = self.receiver.acknowledge(stack, now);
-        let options = self.options(now, if self.sender.uses_sack() { self.receiver.islands() } else { &[] });
+        let blocks = self.receiver.take_blocks();
+        let options = self.options(now, if self.sender.uses_sack() { &blocks } else { &[] });
         self.build(self.snd_nxt(), ack.number, Flags::ACK, ack.window, &options, envelope, sink) || self.postpone(now)
     }
 
@@ -401,12 +406,12 @@ impl Connection {
     }
 
     /// The options of a segment that leaves now.
-    fn options(&self, now: Instant, islands: &[wire::SackBlock]) -> OptionWriter {
+    fn options(&self, now: Instant, blocks: &[wire::SackBlock]) -> OptionWriter {
         let mut options = OptionWriter::default();
         if let Some(clock) = &self.clock {
             options.timestamps(clock.stamp(now));
         }
-        options.sack(islands.iter().copied());
+        options.sack(blocks.iter().copied());
         options
     }
 

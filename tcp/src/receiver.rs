@@ -18,7 +18,7 @@ use smoltcp::time::{Duration, Instant};
 
 use crate::sequence::{Trimmed, earlier, is_before, later};
 use crate::stack::{Budget, Overheard, Stack};
-use crate::wire::{self, Envelope, Flags, IPV4_HEADER, IPV6_HEADER, SackBlock, TCP_HEADER};
+use crate::wire::{self, Envelope, Flags, IPV4_HEADER, IPV6_HEADER, MAX_SACK_BLOCKS, SackBlock, TCP_HEADER};
 
 /// Size of a receive buffer at first and at least: the window of a SYN, which is passed on as it is, always fits in.
 pub(crate) const LEAST_BUFFER: usize = 64 * 1024;
@@ -69,6 +69,8 @@ pub(crate) struct Receiver {
     edge: u32,
     /// Received out of order; the one that was changed last stands first (RFC 2018 §4).
     islands: ArrayVec<SackBlock, { MAX_ISLANDS + 1 }>,
+    /// Text that came once more, and of which the peer was not told yet (RFC 2883).
+    duplicate: Option<SackBlock>,
     /// The last acknowledgement number sent: Last.ACK.sent.
     acked: u32,
     owed: u8,
@@ -114,6 +116,7 @@ impl Receiver {
             shift,
             edge: begin.wrapping_add(u32::from(window)),
             islands: ArrayVec::new(),
+            duplicate: None,
             acked: begin,
             owed: 0,
             ack_at: None,
@@ -187,9 +190,23 @@ impl Receiver {
         self.socket().recv_queue()
     }
 
-    /// Pieces that were received out of order.
-    pub(crate) fn islands(&self) -> &[SackBlock] {
-        &self.islands
+    /// An ACK has more to tell than a number.
+    pub(crate) fn has_blocks(&self) -> bool {
+        self.duplicate.is_some() || !self.islands.is_empty()
+    }
+
+    /// The blocks of a SACK option that leaves now: what came twice stands first and is told once (RFC 2883 §4), then what was
+    /// received out of order.
+    pub(crate) fn take_blocks(&mut self) -> ArrayVec<SackBlock, MAX_SACK_BLOCKS> {
+        self.duplicate.take().into_iter().chain(self.islands.iter().copied()).take(MAX_SACK_BLOCKS).collect()
+    }
+
+    /// A segment with so many bytes of text from `seq` on has come: if some of them had come before, the peer is to know.
+    pub(crate) fn notice_duplicate(&mut self, seq: u32, length: usize) {
+        let end = earlier(seq.wrapping_add(length as u32), self.text_nxt());
+        if is_before(seq, end) {
+            self.duplicate = Some((seq, end));
+        }
     }
 
     /// Copies bytes from the head of what is unread. They stay there.

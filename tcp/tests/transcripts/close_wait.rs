@@ -59,7 +59,7 @@ fn a_fin_that_comes_again_is_acknowledged_again() {
         "< F. 1:4 ack 1
          > . 1 ack 5
          < F. 1:4 ack 1
-         > . 1 ack 5
+         > . 1 ack 5 sack 1:4
          < F. 4 ack 1
          > . 1 ack 5
          is CloseWait
@@ -74,7 +74,7 @@ fn a_fin_on_text_that_is_there_already_is_taken() {
         "< P. 1:5 ack 1
          < F. 1:5 ack 1
          is CloseWait
-         > . 1 ack 6
+         > . 1 ack 6 sack 1:5
          read 4",
     );
 }

@@ -79,13 +79,13 @@ fn what_is_old_of_a_segment_is_cut_off() {
     Transcript::new(Setup::default()).play(
         "< . 1:101 ack 1
          < . 51:151 ack 1
-         > . 1 ack 151
+         > . 1 ack 151 sack 51:101
          read 150
          < . 1:151 ack 1
-         > . 1 ack 151
+         > . 1 ack 151 sack 1:151
          read 0
          < . 100:152 ack 1
-         > . 1 ack 152
+         > . 1 ack 152 sack 100:151
          read 1",
     );
 }

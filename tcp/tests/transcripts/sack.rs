@@ -26,6 +26,26 @@ fn the_most_recent_block_stands_first() {
     );
 }
 
+/// RFC 2883 §4.1: what was received twice stands first, below the acknowledgement number, and is told once; so a peer whose timer
+/// was too short does not take what it has repeated for a loss.
+#[test]
+fn what_comes_twice_is_told() {
+    Transcript::new(Setup::default()).play(
+        "< . 1:101 ack 1
+         < . 1:101 ack 1
+         > . 1 ack 101 sack 1:101
+         < . 101 ack 1
+         < . 51:151 ack 1
+         > . 1 ack 151 sack 51:101
+         < . 201:301 ack 1
+         > . 1 ack 151 sack 201:301
+         < . 1:51 ack 1
+         > . 1 ack 151 sack 1:51 201:301
+         < . 151:201 ack 1
+         > . 1 ack 301",
+    );
+}
+
 /// RFC 2018 §3: three blocks beside timestamps.
 #[test]
 fn timestamps_leave_room_for_three_blocks() {

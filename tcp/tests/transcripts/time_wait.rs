@@ -24,7 +24,7 @@ fn in_time_wait(setup: Setup) -> Transcript {
 fn the_fin_is_acknowledged_again() {
     in_time_wait(Setup::default()).play(
         "< F. 1:4 ack 2
-         > . 2 ack 5
+         > . 2 ack 5 sack 1:4
          < F. 4 ack 2
          > . 2 ack 5
          < . 5 ack 2
