@@ -81,8 +81,11 @@ impl Link {
                 let covered = frames::covered_by_checksum(&frame);
                 if !covered.is_empty() {
                     let position = random.between(covered.start, covered.end - 1);
-                    // A change within one byte changes the sum, whatever it is.
-                    frame[position] ^= random.between(1, 255) as u8;
+                    let change = random.between(1, 255) as u8;
+                    // A change within one byte changes the sum, whatever it is; a second one could make it right again.
+                    if frames::segment(&frame).is_some_and(|segment| segment.checksums_good) {
+                        frame[position] ^= change;
+                    }
                 }
             }
         }
