@@ -104,7 +104,7 @@ impl Mirror {
             }
             host.edge = Some(edge);
         }
-        if let Some(timestamp) = frames::timestamp(frame) {
+        if let Some(timestamp) = frames::timestamp(frame).filter(|_| !relayed) {
             if host.timestamp.is_some_and(|last| is_before(timestamp, last)) {
                 return wrong("a timestamp that has gone back");
             }

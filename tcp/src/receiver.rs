@@ -413,7 +413,9 @@ impl Receiver {
 
     /// What a segment says that the peer will drop: nothing counts as told by it, and no more window is shown.
     pub(crate) fn idle_ack(&self) -> Ack {
-        Ack { number: self.nxt(), window: self.window_field() }
+        // Rounded down: what the next true ACK rounds up to may not find room then.
+        let window = later(self.edge, self.nxt()).wrapping_sub(self.nxt()) >> self.shift;
+        Ack { number: self.nxt(), window: u16::try_from(window).unwrap_or(u16::MAX) }
     }
 
     /// The window field for the peer. The edge that it stands for moves forward by what is worth it, and not back; only if
