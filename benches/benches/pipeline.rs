@@ -100,9 +100,9 @@ fn judge_a_message(bencher: Bencher, length: usize) {
     let mut filter = Filter::new(parser, Some(program("by_first_byte", Kind::StreamVerdict)), 65536);
     let mut buffer = MessageBuffer::new(65536).expect("memory");
     buffer.as_mut_slice()[..4].copy_from_slice(&(length as u32 - 4).to_be_bytes());
-    let flow = FlowInfo::new(SERVER.into(), CLIENT.into());
+    let mut flow = FlowInfo::new(SERVER.into(), CLIENT.into());
     bencher.bench_local(|| {
-        let step = filter.next(&mut StreamState::default(), &flow, 0, &mut buffer, 0, length);
+        let step = filter.next(&mut StreamState::default(), &mut flow, 0, &mut buffer, 0, length);
         assert!(matches!(step, Step::Message { .. }));
     });
 }

@@ -329,7 +329,7 @@ impl Open {
             observe: context.tap.observe,
             message_timeout: context.tap.message_timeout,
             filter: context.tap.filters[kind].as_mut(),
-            flow: &self.info,
+            flow: &mut self.info,
             buffer: context.buffer,
             counters: &mut context.counters.directions[kind],
         };

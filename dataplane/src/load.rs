@@ -149,7 +149,7 @@ impl Loader<'_> {
 
 /// Reads an object file and has the kernel verify it.
 fn load_object(path: &Path) -> Result<Arc<Object>, LoadError> {
-    let object = Object::load(path)?;
+    let mut object = Object::load(path)?;
     object.verify()?;
     Ok(Arc::new(object))
 }

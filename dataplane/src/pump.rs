@@ -54,7 +54,7 @@ pub struct Pump<'a> {
     /// The programs of this direction; none: its bytes are not judged.
     pub filter: Option<&'a mut Filter>,
     /// What the programs may know of the flow.
-    pub flow: &'a FlowInfo,
+    pub flow: &'a mut FlowInfo,
     /// Memory that programs can read; at least as large as a receive queue.
     pub buffer: &'a mut MessageBuffer,
     /// Judge and count, but pass everything.

@@ -1,7 +1,6 @@
 //! What a call of a program costs: `cargo run --release -p tap-engine --example call_cost`.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tap_engine::{FlowInfo, Kind, LoadError, MessageBuffer, Object, Program, shipped};
@@ -11,7 +10,13 @@ const LINE: &[u8] = b"a line of text with sixty-four bytes, its end included, fo
 const COMMAND: &[u8] = b"*3\r\n$3\r\nSET\r\n$10\r\nkey:000012\r\n$3\r\nxxx\r\n";
 
 fn main() -> Result<(), LoadError> {
-    let load = |name, bytes| Object::from_bytes(name, bytes).map(Arc::new);
+    let load = |name, bytes| -> Result<Object, LoadError> {
+        let mut object = Object::from_bytes(name, bytes)?;
+        if std::env::args().all(|argument| argument != "checked") {
+            object.verify()?;
+        }
+        Ok(object)
+    };
     let (len4, lines, redis) =
         (load("len4", shipped::LEN4)?, load("lines", shipped::LINES)?, load("redis", shipped::REDIS)?);
     let cases = [
@@ -31,13 +36,13 @@ fn main() -> Result<(), LoadError> {
 #[expect(clippy::disallowed_methods, reason = "a measurement")]
 fn cost(program: &mut Program, bytes: &[u8]) -> Duration {
     const ROUNDS: u32 = 20_000;
-    let flow = FlowInfo::new(([10, 0, 0, 1], 6379).into(), ([10, 0, 0, 2], 40_000).into());
+    let mut flow = FlowInfo::new(([10, 0, 0, 1], 6379).into(), ([10, 0, 0, 2], 40_000).into());
     let mut buffer = MessageBuffer::new(bytes.len()).expect("memory for one message");
     buffer.as_mut_slice().copy_from_slice(bytes);
     let means = (0..10).map(|_| {
         let start = Instant::now();
         for _ in 0..ROUNDS {
-            let _ = black_box(program.run(&flow, 0, black_box(&mut buffer), 0..bytes.len()));
+            let _ = black_box(program.run(&mut flow, 0, black_box(&mut buffer), 0..bytes.len()));
         }
         start.elapsed() / ROUNDS
     });

@@ -1,8 +1,8 @@
 //! What a program sees besides the bytes: `struct __sk_buff` with the layout of `include/uapi/linux/bpf.h`.
 //!
 //! Fields hold what the kernel shows to an `sk_skb` program of the application's own socket (`sk_skb_convert_ctx_access` and
-//! `bpf_convert_ctx_access` in `net/core/filter.c`), in the same byte orders. All others are 0. The context is made anew for
-//! every call: what a program writes to it is forgotten.
+//! `bpf_convert_ctx_access` in `net/core/filter.c`), in the same byte orders. All others are 0. What a program writes
+//! to it (`priority`, `tc_index`, `cb[]`) is kept from the parser to the verdict of a message, and no longer.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -13,8 +13,14 @@ pub(crate) const CONTEXT_SIZE: usize = 192;
 mod offset {
     pub(super) const LEN: usize = 0;
     pub(super) const PROTOCOL: usize = 16;
+    pub(super) const VLAN_PRESENT: usize = 20;
+    pub(super) const VLAN_TCI: usize = 24;
+    pub(super) const VLAN_PROTO: usize = 28;
+    pub(super) const PRIORITY: usize = 32;
     pub(super) const INGRESS_IFINDEX: usize = 36;
     pub(super) const IFINDEX: usize = 40;
+    pub(super) const TC_INDEX: usize = 44;
+    pub(super) const HASH: usize = 68;
     pub(super) const DATA: usize = 76;
     pub(super) const DATA_END: usize = 80;
     pub(super) const FAMILY: usize = 88;
@@ -31,56 +37,113 @@ const AF_INET6: u32 = 10;
 const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 
-/// What programs may know of a flow. `local` is the protected application's end of it, `remote` the other, in both directions.
+/// A `struct __sk_buff`, as words.
+pub(crate) type ContextImage = [u64; CONTEXT_SIZE / 8];
+
+/// Whether programs may write `length` bytes at `offset`: `priority`, and `tc_index` and `cb[]`, which lie together.
+pub(crate) fn is_writable(offset: u64, length: u64) -> bool {
+    const WRITABLE: [std::ops::Range<u64>; 2] = [32..36, 44..68];
+    WRITABLE.iter().any(|field| field.start <= offset && offset + length <= field.end)
+}
+
+/// What a program wrote to its context: `priority`, `tc_index` and `cb[]`, kept between the parser and the verdict of a message.
+pub(crate) type Notes = [u32; 7];
+
+/// What programs may know of a flow, in the shape in which they see it. `local` is the protected application's end of it, `remote` the
+/// other, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowInfo {
-    /// The application's address and port.
-    pub local: SocketAddr,
-    /// Its peer's.
-    pub remote: SocketAddr,
-    /// Index of the interface, 0 = not told.
-    pub ifindex: u32,
+    image: ContextImage,
 }
 
 impl FlowInfo {
-    /// A flow between the application at `local` and its peer; no interface.
+    /// A flow between the application at `local` and its peer; no interface, no VLAN, no hash.
     pub fn new(local: SocketAddr, remote: SocketAddr) -> Self {
-        Self { local, remote, ifindex: 0 }
-    }
-
-    /// The same, with `ifindex` and `ingress_ifindex` told.
-    pub fn with_ifindex(self, ifindex: u32) -> Self {
-        Self { ifindex, ..self }
-    }
-
-    /// The context for `length` bytes that lie at address `data`.
-    pub(crate) fn context(&self, data: u32, length: u32) -> [u8; CONTEXT_SIZE] {
-        let mut context = [0; CONTEXT_SIZE];
-        let mut put = |offset: usize, bytes: &[u8]| context[offset..offset + bytes.len()].copy_from_slice(bytes);
-        put(offset::LEN, &length.to_ne_bytes());
-        put(offset::DATA, &data.to_ne_bytes());
-        put(offset::DATA_END, &(data + length).to_ne_bytes());
-        put(offset::INGRESS_IFINDEX, &self.ifindex.to_ne_bytes());
-        put(offset::IFINDEX, &self.ifindex.to_ne_bytes());
-        let (family, protocol) = if self.local.is_ipv4() { (AF_INET, ETH_P_IP) } else { (AF_INET6, ETH_P_IPV6) };
-        put(offset::FAMILY, &family.to_ne_bytes());
+        let mut flow = Self { image: [0; CONTEXT_SIZE / 8] };
+        let (family, protocol) = if local.is_ipv4() { (AF_INET, ETH_P_IP) } else { (AF_INET6, ETH_P_IPV6) };
+        flow.put(offset::FAMILY, family);
         // skb->protocol is a __be16, loaded as a number: bpf_htons(ETH_P_IP) is what programs compare it with.
-        put(offset::PROTOCOL, &u32::from(protocol.to_be()).to_ne_bytes());
-        for (address, ip4, ip6) in [
-            (self.remote.ip(), offset::REMOTE_IP4, offset::REMOTE_IP6),
-            (self.local.ip(), offset::LOCAL_IP4, offset::LOCAL_IP6),
-        ] {
+        flow.put(offset::PROTOCOL, u32::from(protocol.to_be()));
+        for (address, ip4, ip6) in
+            [(remote.ip(), offset::REMOTE_IP4, offset::REMOTE_IP6), (local.ip(), offset::LOCAL_IP4, offset::LOCAL_IP6)]
+        {
             match address {
-                IpAddr::V4(address) => put(ip4, &address.octets()),
-                IpAddr::V6(address) => put(ip6, &address.octets()),
+                IpAddr::V4(address) => flow.put(ip4, u32::from_ne_bytes(address.octets())),
+                IpAddr::V6(address) => {
+                    for (index, word) in address.octets().chunks_exact(4).enumerate() {
+                        flow.put(ip6 + 4 * index, u32::from_ne_bytes([word[0], word[1], word[2], word[3]]));
+                    }
+                }
             }
         }
         // The whole 32-bit field is in network byte order: the kernel shifts the __be16 up on little-endian hosts, so that
         // bpf_ntohl(skb->remote_port) is the port.
-        put(offset::REMOTE_PORT, &u32::from(self.remote.port()).to_be_bytes());
+        flow.put(offset::REMOTE_PORT, u32::from(remote.port()).to_be());
         // skc_num: host byte order.
-        put(offset::LOCAL_PORT, &u32::from(self.local.port()).to_ne_bytes());
-        context
+        flow.put(offset::LOCAL_PORT, local.port().into());
+        flow
+    }
+
+    /// The same, with `ifindex` and `ingress_ifindex` told.
+    pub fn with_ifindex(mut self, ifindex: u32) -> Self {
+        self.put(offset::INGRESS_IFINDEX, ifindex);
+        self.put(offset::IFINDEX, ifindex);
+        self
+    }
+
+    /// The same, with the tag of its frames: the control information, and the protocol as in the frame (0x8100, 0x88a8).
+    pub fn with_vlan(mut self, control: u16, protocol: u16) -> Self {
+        self.put(offset::VLAN_PRESENT, 1);
+        self.put(offset::VLAN_TCI, control.into());
+        self.put(offset::VLAN_PROTO, protocol.to_be().into());
+        self
+    }
+
+    /// The same, with `hash`: a number that packets of the flow share.
+    pub fn with_hash(mut self, hash: u32) -> Self {
+        self.put(offset::HASH, hash);
+        self
+    }
+
+    /// From now on it shows `length` bytes that lie at address `data`.
+    pub(crate) fn show(&mut self, data: u32, length: u32) {
+        self.put(offset::LEN, length);
+        self.put(offset::DATA, data);
+        self.put(offset::DATA_END, data + length);
+    }
+
+    /// The whole, as programs see it.
+    pub(crate) fn image_mut(&mut self) -> &mut ContextImage {
+        &mut self.image
+    }
+
+    /// What programs have written.
+    pub(crate) fn notes(&self) -> Notes {
+        std::array::from_fn(|index| self.get(Self::note(index)))
+    }
+
+    /// Gives programs what was written before.
+    pub(crate) fn set_notes(&mut self, notes: &Notes) {
+        for (index, note) in notes.iter().enumerate() {
+            self.put(Self::note(index), *note);
+        }
+    }
+
+    fn note(index: usize) -> usize {
+        if index == 0 { offset::PRIORITY } else { offset::TC_INDEX + 4 * (index - 1) }
+    }
+
+    /// Field `at`, whose offset is a multiple of 4.
+    fn get(&self, at: usize) -> u32 {
+        let bytes = self.image[at / 8].to_ne_bytes();
+        let half = at % 8;
+        u32::from_ne_bytes([bytes[half], bytes[half + 1], bytes[half + 2], bytes[half + 3]])
+    }
+
+    fn put(&mut self, at: usize, value: u32) {
+        let mut bytes = self.image[at / 8].to_ne_bytes();
+        bytes[at % 8..at % 8 + 4].copy_from_slice(&value.to_ne_bytes());
+        self.image[at / 8] = u64::from_ne_bytes(bytes);
     }
 }
 
@@ -88,15 +151,20 @@ impl FlowInfo {
 mod tests {
     use super::*;
 
+    fn bytes(flow: &FlowInfo) -> Vec<u8> {
+        flow.image.iter().flat_map(|word| word.to_ne_bytes()).collect()
+    }
+
     fn u32_at(context: &[u8], offset: usize) -> u32 {
         u32::from_ne_bytes(context[offset..offset + 4].try_into().unwrap())
     }
 
     #[test]
     fn ipv4_fields_are_in_the_kernels_byte_orders() {
-        let flow =
-            FlowInfo::new("10.0.0.1:6379".parse().unwrap(), "192.168.7.9:40000".parse().unwrap()).with_ifindex(5);
-        let context = flow.context(0x1000_0000, 99);
+        let (local, remote) = ("10.0.0.1:6379".parse().unwrap(), "192.168.7.9:40000".parse().unwrap());
+        let mut flow = FlowInfo::new(local, remote).with_ifindex(5).with_vlan(0x6007, 0x8100).with_hash(77);
+        flow.show(0x1000_0000, 99);
+        let context = bytes(&flow);
         assert_eq!(u32_at(&context, 0), 99);
         assert_eq!(u32_at(&context, 76), 0x1000_0000);
         assert_eq!(u32_at(&context, 80), 0x1000_0063);
@@ -108,13 +176,27 @@ mod tests {
         assert_eq!(u32_at(&context, 36), 5);
         assert_eq!(u32_at(&context, 40), 5);
         assert_eq!(u32_at(&context, 16), u32::from(0x0800_u16.to_be()));
+        assert_eq!((u32_at(&context, 20), u32_at(&context, 24)), (1, 0x6007));
+        assert_eq!(u32_at(&context, 28), u32::from(0x8100_u16.to_be()));
+        assert_eq!(u32_at(&context, 68), 77);
         assert!(context[100..132].iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn notes_are_what_programs_may_write() {
+        let mut flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+        flow.set_notes(&[1, 2, 3, 4, 5, 6, 7]);
+        let context = bytes(&flow);
+        let written: Vec<usize> = (0..CONTEXT_SIZE).step_by(4).filter(|&at| is_writable(at as u64, 4)).collect();
+        assert_eq!(written.iter().map(|&at| u32_at(&context, at)).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(flow.notes(), [1, 2, 3, 4, 5, 6, 7]);
+        assert!(!is_writable(36, 4) && !is_writable(34, 4) && !is_writable(64, 8) && !is_writable(76, 4));
     }
 
     #[test]
     fn ipv6_fields_hold_the_addresses() {
         let flow = FlowInfo::new("[fd00::1]:80".parse().unwrap(), "[fd00::2]:5".parse().unwrap());
-        let context = flow.context(0, 0);
+        let context = bytes(&flow);
         assert_eq!(u32_at(&context, 88), 10);
         assert_eq!((context[100], context[115]), (0xfd, 2));
         assert_eq!((context[116], context[131]), (0xfd, 1));

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::memory::MemoryError;
+use crate::machine::MemoryError;
 use crate::object::Kind;
 
 /// Why an object, or one of its functions, cannot be used. Each message is for the author of the program; further lines after

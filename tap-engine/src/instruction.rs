@@ -17,6 +17,11 @@ pub(crate) const PSEUDO_MAP_VALUE: u8 = 2;
 /// `src` of a [`CALL`] of a function of the program itself (`BPF_PSEUDO_CALL`).
 pub(crate) const PSEUDO_CALL: u8 = 1;
 
+/// `src` of a [`LD_IMM64`] that names a function of the program itself, for helpers that call back (`BPF_PSEUDO_FUNC`).
+pub(crate) const PSEUDO_FUNC: u8 = 4;
+/// A jump with a 32-bit distance in `imm` (`gotol`, cpu v4).
+pub(crate) const JA32: u8 = 0x06;
+
 /// The frame pointer.
 pub(crate) const R10: u8 = 10;
 
@@ -73,6 +78,40 @@ impl Instruction {
         matches!(self.class(), Class::Jmp64 | Class::Jmp32) && !matches!(self.code, CALL | EXIT)
     }
 
+    /// How many slots a jump goes beyond the next one.
+    pub(crate) fn distance(self) -> i64 {
+        if self.code == JA32 { self.imm.into() } else { self.off.into() }
+    }
+
+    /// A load or store of packet, map, stack or context memory: its `BPF_MODE`.
+    pub(crate) fn mode(self) -> u8 {
+        self.code & 0xe0
+    }
+
+    /// Bytes that a load or store touches (`BPF_SIZE`).
+    pub(crate) fn size(self) -> u8 {
+        match self.code & 0x18 {
+            0x00 => 4,
+            0x08 => 2,
+            0x10 => 1,
+            _ => 8,
+        }
+    }
+
+    /// The slot that it jumps to or calls, if it is at `at` and does so: for a load of a function's address, that function.
+    pub(crate) fn target(self, at: usize) -> Option<usize> {
+        let distance = match self.code {
+            CALL | LD_IMM64 => self.imm.into(),
+            _ => self.distance(),
+        };
+        usize::try_from(at as i64 + 1 + distance).ok()
+    }
+
+    /// A load of the address of a function of the program itself.
+    pub(crate) fn is_callback(self) -> bool {
+        self.code == LD_IMM64 && self.src == PSEUDO_FUNC
+    }
+
     /// A call of a function of the program itself.
     pub(crate) fn is_local_call(self) -> bool {
         self.code == CALL && self.src == PSEUDO_CALL
@@ -100,8 +139,11 @@ pub(crate) enum Class {
 /// Operations of arithmetic instructions.
 pub(crate) mod alu {
     pub(crate) const ADD: u8 = 0x00;
+    pub(crate) const SUB: u8 = 0x10;
     pub(crate) const MUL: u8 = 0x20;
     pub(crate) const DIV: u8 = 0x30;
+    pub(crate) const OR: u8 = 0x40;
+    pub(crate) const AND: u8 = 0x50;
     pub(crate) const LSH: u8 = 0x60;
     pub(crate) const RSH: u8 = 0x70;
     pub(crate) const NEG: u8 = 0x80;
@@ -118,18 +160,40 @@ pub(crate) mod jump {
     pub(crate) const JEQ: u8 = 0x10;
     pub(crate) const JGT: u8 = 0x20;
     pub(crate) const JGE: u8 = 0x30;
+    pub(crate) const JSET: u8 = 0x40;
     pub(crate) const JNE: u8 = 0x50;
+    pub(crate) const JSGT: u8 = 0x60;
+    pub(crate) const JSGE: u8 = 0x70;
     pub(crate) const CALL: u8 = 0x80;
     pub(crate) const EXIT: u8 = 0x90;
     pub(crate) const JLT: u8 = 0xa0;
     pub(crate) const JLE: u8 = 0xb0;
+    pub(crate) const JSLT: u8 = 0xc0;
     pub(crate) const JSLE: u8 = 0xd0;
     pub(crate) const JCOND: u8 = 0xe0;
 }
 
-const MODE_MEM: u8 = 0x60;
-const MODE_MEMSX: u8 = 0x80;
-const MODE_ATOMIC: u8 = 0xc0;
+/// `BPF_MODE` of loads and stores.
+pub(crate) mod mode {
+    pub(crate) const ABS: u8 = 0x20;
+    pub(crate) const IND: u8 = 0x40;
+    pub(crate) const MEM: u8 = 0x60;
+    pub(crate) const MEMSX: u8 = 0x80;
+    pub(crate) const ATOMIC: u8 = 0xc0;
+}
+
+/// `imm` of atomic instructions.
+pub(crate) mod atomic {
+    pub(crate) const FETCH: i32 = 0x01;
+    pub(crate) const ADD: i32 = 0x00;
+    pub(crate) const OR: i32 = 0x40;
+    pub(crate) const AND: i32 = 0x50;
+    pub(crate) const XOR: i32 = 0xa0;
+    pub(crate) const XCHG: i32 = 0xe1;
+    pub(crate) const CMPXCHG: i32 = 0xf1;
+    pub(crate) const LOAD_ACQUIRE: i32 = 0x100;
+    pub(crate) const STORE_RELEASE: i32 = 0x110;
+}
 
 /// Whether the engine runs `instruction`; `next` is the slot behind it. The error names what it does not run.
 pub(crate) fn check(instruction: Instruction, next: Option<Instruction>) -> Result<(), String> {
@@ -140,28 +204,51 @@ pub(crate) fn check(instruction: Instruction, next: Option<Instruction>) -> Resu
     let unknown = || Err(format!("the unknown instruction {:02x?}", instruction.to_bytes()));
     match instruction.class() {
         Class::Ld if code == LD_IMM64 => check_load_immediate(instruction, next)?,
-        Class::Ld => return Err("legacy packet access (BPF_ABS, BPF_IND)".into()),
-        Class::Ldx => match code & 0xe0 {
-            MODE_MEM if imm == 0 => {}
-            MODE_MEMSX => return Err("a sign-extending load (BPF_MEMSX, cpu v4)".into()),
+        Class::Ld => match instruction.mode() {
+            mode::ABS if instruction.size() < 8 && dst == 0 && src == 0 => {}
+            mode::IND if instruction.size() < 8 && dst == 0 => {}
             _ => return unknown(),
         },
-        Class::St if code & 0xe0 == MODE_MEM && src == 0 => {}
-        Class::Stx => match code & 0xe0 {
-            MODE_MEM if imm == 0 => {}
-            MODE_ATOMIC => return Err("an atomic operation (BPF_ATOMIC)".into()),
+        Class::Ldx => match instruction.mode() {
+            mode::MEM if imm == 0 => {}
+            mode::MEMSX if imm == 0 && instruction.size() < 8 => {}
+            _ => return unknown(),
+        },
+        Class::St if instruction.mode() == mode::MEM && src == 0 => {}
+        Class::Stx => match instruction.mode() {
+            mode::MEM if imm == 0 => {}
+            mode::ATOMIC => check_atomic(instruction)?,
             _ => return unknown(),
         },
         Class::St => return unknown(),
         Class::Alu32 | Class::Alu64 => check_arithmetic(instruction)?,
         Class::Jmp64 | Class::Jmp32 => check_jump(instruction)?,
     }
-    let writes_dst = matches!(instruction.class(), Class::Ld | Class::Ldx | Class::Alu32 | Class::Alu64);
-    if writes_dst && dst == R10 {
+    let written = match instruction.class() {
+        // Legacy packet access writes register 0.
+        Class::Ld if code != LD_IMM64 => 0,
+        Class::Ld | Class::Ldx | Class::Alu32 | Class::Alu64 => dst,
+        Class::Stx if instruction.mode() == mode::ATOMIC => match imm {
+            atomic::CMPXCHG => 0,
+            atomic::LOAD_ACQUIRE => dst,
+            _ if imm & atomic::FETCH != 0 => src,
+            _ => 0,
+        },
+        _ => 0,
+    };
+    if written == R10 {
         return Err("a write to the frame pointer".into());
     }
-    let needs_no_offset = matches!(instruction.class(), Class::Ld | Class::Alu32 | Class::Alu64);
-    if needs_no_offset && off != 0 { unknown() } else { Ok(()) }
+    if instruction.class() == Class::Ld && off != 0 { unknown() } else { Ok(()) }
+}
+
+fn check_atomic(instruction: Instruction) -> Result<(), String> {
+    match (instruction.size(), instruction.imm & !atomic::FETCH, instruction.imm) {
+        (4 | 8, atomic::ADD | atomic::OR | atomic::AND | atomic::XOR, _) => Ok(()),
+        (4 | 8, _, atomic::XCHG | atomic::CMPXCHG) => Ok(()),
+        (_, _, atomic::LOAD_ACQUIRE | atomic::STORE_RELEASE) => Ok(()),
+        _ => Err(format!("the unknown atomic operation {:#x}", instruction.imm)),
+    }
 }
 
 fn check_load_immediate(instruction: Instruction, next: Option<Instruction>) -> Result<(), String> {
@@ -170,9 +257,8 @@ fn check_load_immediate(instruction: Instruction, next: Option<Instruction>) -> 
         _ => return Err("half a 64-bit load".into()),
     }
     match instruction.src {
-        0 | PSEUDO_MAP_FD | PSEUDO_MAP_VALUE => Ok(()),
+        0 | PSEUDO_MAP_FD | PSEUDO_MAP_VALUE | PSEUDO_FUNC => Ok(()),
         3 => Err("a reference to a kernel variable (ksym)".into()),
-        4 => Err("a reference to a function (callback)".into()),
         other => Err(format!("a 64-bit load of kind {other}")),
     }
 }
@@ -182,16 +268,17 @@ fn check_arithmetic(instruction: Instruction) -> Result<(), String> {
     let wide = instruction.class() == Class::Alu64;
     let by_register = instruction.takes_register();
     let unknown = || Err(format!("the unknown instruction {:02x?}", instruction.to_bytes()));
-    match (instruction.operation(), off) {
-        (alu::DIV | alu::MOD, 1) => return Err("a signed division (cpu v4)".into()),
-        (alu::MOV, 8 | 16 | 32) => return Err("a sign-extending move (cpu v4)".into()),
-        (alu::END, _) if wide => return Err("a byte swap (bswap, cpu v4)".into()),
-        _ => {}
-    }
     match instruction.operation() {
-        alu::END if src == 0 && matches!(imm, 16 | 32 | 64) => Ok(()),
-        alu::NEG if !by_register && src == 0 && imm == 0 => Ok(()),
+        alu::END if off == 0 && src == 0 && matches!(imm, 16 | 32 | 64) && !(wide && by_register) => Ok(()),
+        alu::NEG if !by_register && src == 0 && imm == 0 && off == 0 => Ok(()),
         alu::END | alu::NEG | 0xe0.. => unknown(),
+        operation if off != 0 => match (operation, off) {
+            // Sign-extending moves and signed divisions (cpu v4).
+            (alu::MOV, 8 | 16) if by_register && imm == 0 => Ok(()),
+            (alu::MOV, 32) if by_register && imm == 0 && wide => Ok(()),
+            (alu::DIV | alu::MOD, 1) if by_register && imm == 0 || !by_register && src == 0 && imm != 0 => Ok(()),
+            _ => unknown(),
+        },
         _ if by_register => {
             if imm == 0 {
                 Ok(())
@@ -213,7 +300,8 @@ fn check_jump(instruction: Instruction) -> Result<(), String> {
     let unknown = || Err(format!("the unknown instruction {:02x?}", instruction.to_bytes()));
     let wide = instruction.class() == Class::Jmp64;
     match instruction.operation() {
-        jump::JCOND => Err("a conditional pseudo jump (may_goto)".into()),
+        // may_goto: a jump that is taken when the program has looped often enough.
+        jump::JCOND if wide && !instruction.takes_register() && dst == 0 && src == 0 && imm == 0 => Ok(()),
         jump::CALL => match (code, src) {
             (CALL, 0 | PSEUDO_CALL) if dst == 0 && off == 0 => Ok(()),
             (CALL, 2) => Err("a call of a kernel function (kfunc)".into()),
@@ -222,7 +310,7 @@ fn check_jump(instruction: Instruction) -> Result<(), String> {
         },
         jump::EXIT if code == EXIT && dst == 0 && src == 0 && off == 0 && imm == 0 => Ok(()),
         jump::JA if code == JA && dst == 0 && src == 0 && imm == 0 => Ok(()),
-        jump::JA if !wide => Err("a long jump (gotol, cpu v4)".into()),
+        jump::JA if code == JA32 && dst == 0 && src == 0 && off == 0 => Ok(()),
         jump::JEQ..=jump::JSLE => {
             if instruction.takes_register() && imm == 0 || !instruction.takes_register() && src == 0 {
                 if instruction.operation() == jump::EXIT { unknown() } else { Ok(()) }
@@ -245,18 +333,19 @@ mod tests {
     #[test]
     fn what_is_not_run_is_named() {
         let table = [
-            ((0xdb, 1, 2, 0, 0), "atomic"),
-            ((0xc3, 1, 2, 0, 0), "atomic"),
-            ((0x81, 1, 2, 0, 0), "sign-extending load"),
-            ((0xbf, 1, 2, 8, 0), "sign-extending move"),
-            ((0x3f, 1, 2, 1, 0), "signed division"),
-            ((0xd7, 1, 0, 0, 64), "byte swap"),
-            ((0x06, 0, 0, 0, 5), "gotol"),
+            ((0xdb, 1, 2, 0, 0x77), "atomic"),
+            ((0xd3, 1, 2, 0, 0), "atomic"),
+            ((0xdb, 1, 10, 0, 1), "frame pointer"),
+            ((0x99, 1, 2, 0, 0), "unknown"),
+            ((0xbf, 1, 2, 7, 0), "unknown"),
+            ((0xbc, 1, 2, 32, 0), "unknown"),
+            ((0xb7, 1, 0, 8, 0), "unknown"),
+            ((0x37, 1, 0, 1, 0), "unknown"),
+            ((0xdf, 1, 0, 0, 64), "unknown"),
             ((0x85, 0, 2, 0, 5), "kfunc"),
             ((0x8d, 1, 0, 0, 0), "callx"),
-            ((0xe5, 0, 0, 1, 0), "may_goto"),
-            ((0x20, 0, 0, 0, 0), "legacy packet access"),
-            ((0x18, 1, 4, 0, 0), "callback"),
+            ((0xe5, 1, 0, 1, 0), "unknown"),
+            ((0x38, 0, 0, 0, 0), "unknown"),
             ((0x18, 1, 3, 0, 0), "ksym"),
             ((0x18, 10, 0, 0, 0), "frame pointer"),
             ((0xb7, 10, 0, 0, 0), "frame pointer"),
@@ -295,6 +384,20 @@ mod tests {
             (0x85, 0, 0, 0, 1),
             (0x95, 0, 0, 0, 0),
             (0x18, 1, 2, 0, 0),
+            (0x18, 1, 4, 0, 0),
+            (0xdb, 1, 2, 0, 0),
+            (0xc3, 1, 2, 0, 0xf1),
+            (0xd3, 1, 2, 0, 0x100),
+            (0x81, 1, 2, 0, 0),
+            (0xbf, 1, 2, 8, 0),
+            (0xbc, 1, 2, 16, 0),
+            (0x3f, 1, 2, 1, 0),
+            (0x37, 1, 0, 1, -1),
+            (0xd7, 1, 0, 0, 64),
+            (0x06, 0, 0, 0, 5),
+            (0xe5, 0, 0, 1, 0),
+            (0x20, 0, 0, 0, 0),
+            (0x48, 0, 3, 0, 0),
         ] {
             assert_eq!(refusal(code, dst, src, off, imm), None, "{code:#x}");
         }

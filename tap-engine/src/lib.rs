@@ -33,13 +33,15 @@
 //!
 //! Nothing but the module `program` knows what executes the bytecode.
 
+#![deny(unsafe_code)]
+
 mod context;
 mod error;
+mod functions;
 mod helpers;
 mod instruction;
-mod lower;
+mod machine;
 mod maps;
-mod memory;
 mod names;
 mod object;
 mod print;
@@ -50,10 +52,12 @@ mod verify;
 
 #[cfg(test)]
 mod kernel_oracle;
+#[cfg(test)]
+mod reference;
 
 pub use context::FlowInfo;
 pub use error::LoadError;
-pub use memory::{MemoryError, MessageBuffer};
+pub use machine::{MemoryError, MessageBuffer};
 pub use object::{Kind, Object};
 pub use program::{Program, ProgramFault};
 pub use stream_parser::{Filter, Step, StreamError, StreamState};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use aya_obj::EbpfSectionKind;
 
 use crate::error::LoadError;
-use crate::memory::Region;
+use crate::machine::Region;
 use crate::names;
 
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -27,6 +27,15 @@ const MAX_MAP_BYTES: usize = 1 << 30;
 pub(crate) struct Maps {
     layouts: Vec<Layout>,
     regions: Arc<[Region]>,
+}
+
+/// Where the values of an array lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ArrayLayout {
+    pub(crate) base: u64,
+    pub(crate) stride: u64,
+    pub(crate) entries: u32,
+    pub(crate) read_only: bool,
 }
 
 /// How a map's values lie in its region.
@@ -59,9 +68,16 @@ impl Maps {
         Ok(Self { layouts, regions: regions.into() })
     }
 
-    /// The memory of all maps, by index.
-    pub(crate) fn regions(&self) -> &Arc<[Region]> {
-        &self.regions
+    /// How the values of map `index` lie in memory, if it is an array.
+    pub(crate) fn array(&self, index: usize) -> Option<ArrayLayout> {
+        let (layout, region) = (self.layouts.get(index)?, self.regions.get(index)?);
+        let (stride, entries) = (layout.stride as u64, layout.entries);
+        Some(ArrayLayout { base: region.address(), stride, entries, read_only: false })
+    }
+
+    /// Addresses of values, and whether programs may write there.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = (std::ops::Range<u64>, bool)> {
+        self.regions.iter().map(|region| (region.addresses(), true))
     }
 
     /// What a program holds for map `index`.
@@ -177,7 +193,7 @@ mod tests {
         let handle = maps.handle(1).unwrap();
         assert_eq!(maps.resolve(handle).unwrap().layout.name, "b");
         assert_eq!(maps.handle(2), None);
-        for wrong in [0, 1, handle + 1, u64::MAX, maps.regions()[0].address()] {
+        for wrong in [0, 1, handle + 1, u64::MAX, maps.regions[0].address()] {
             assert!(maps.resolve(wrong).is_none(), "{wrong:#x}");
         }
     }

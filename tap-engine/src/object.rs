@@ -3,23 +3,26 @@
 //! The ELF file is read and linked by aya-obj, in this order: parse → make maps → relocate references to maps, with a map's
 //! index in place of a file descriptor → relocate calls, which appends to each program all that it calls → lower each program.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use aya_obj::programs::SkSkbKind;
 use aya_obj::{EbpfSectionKind, ProgramSection};
 use object::{Object as _, ObjectSection as _};
 
 use crate::error::LoadError;
+use crate::functions::{Linked, Refusal};
+use crate::helpers::Environment;
 use crate::instruction::Instruction;
-use crate::lower::{Bytecode, Refusal, lower};
+use crate::machine::{Code, Mode};
 use crate::maps::Maps;
 use crate::names;
 use crate::print::PrintLog;
-use crate::program::{Parts, Program};
+use crate::program::Program;
 use crate::verify;
 
 /// The most bytes of one section, code or global data.
@@ -55,7 +58,6 @@ impl fmt::Display for Kind {
 
 /// A BPF object file, as `clang -O2 -g -target bpf` makes it. Its maps and global variables exist once and are shared by all
 /// instances of its programs, in all threads.
-#[derive(Debug)]
 pub struct Object {
     name: String,
     bytes: Vec<u8>,
@@ -63,13 +65,15 @@ pub struct Object {
     functions: Vec<Function>,
     maps: Arc<Maps>,
     printed: Arc<PrintLog>,
+    mode: Mode,
+    /// Made when the first program is asked for; or why that failed.
+    code: OnceLock<Result<Arc<Code>, String>>,
 }
 
-#[derive(Debug)]
 struct Function {
     name: String,
     kind: Kind,
-    bytecode: Arc<Bytecode>,
+    linked: Linked,
 }
 
 impl Object {
@@ -101,8 +105,8 @@ impl Object {
         }
         let mut functions = Vec::new();
         for (function, kind, instructions) in programs {
-            let bytecode = lower(&instructions, &maps).map_err(|refusal| refused(name, &function, refusal))?;
-            functions.push(Function { name: function, kind, bytecode: Arc::new(bytecode) });
+            let linked = Linked::check(instructions, &maps).map_err(|refusal| refused(name, &function, refusal))?;
+            functions.push(Function { name: function, kind, linked });
         }
         functions.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Self {
@@ -111,6 +115,8 @@ impl Object {
             functions,
             maps: Arc::new(maps),
             printed: Arc::default(),
+            mode: Mode { checked: true, counted: false },
+            code: OnceLock::new(),
         })
     }
 
@@ -125,20 +131,32 @@ impl Object {
     }
 
     /// Loads every program into the running kernel once, as the type that its section declares, and removes it again: so the
-    /// kernel's own verifier judges it. Needs the rights to load BPF programs.
+    /// kernel's own verifier judges it. Needs the rights to load BPF programs. From then on programs run without run-time checks.
     ///
     /// # Errors
     /// [`LoadError::Refused`] with the end of the verifier's log, [`LoadError::NotPermitted`], [`LoadError::KernelFailed`].
-    pub fn verify(&self) -> Result<(), LoadError> {
-        verify::verify(&self.name, &self.bytes, self.functions())
+    pub fn verify(&mut self) -> Result<(), LoadError> {
+        verify::verify(&self.name, &self.bytes, self.functions())?;
+        self.set_mode(Mode { checked: false, ..self.mode });
+        Ok(())
     }
 
-    /// An instance of `function` for the calling thread.
+    /// From now on programs count the instructions of each run, at some cost: see [`Program::steps`].
+    pub fn count_steps(&mut self) {
+        self.set_mode(Mode { counted: true, ..self.mode });
+    }
+
+    fn set_mode(&mut self, mode: Mode) {
+        self.mode = mode;
+        self.code = OnceLock::new();
+    }
+
+    /// An instance of `function`. The first call compiles the object's programs.
     ///
     /// # Errors
     /// There is no such function, or it is of another kind.
-    pub fn program(self: &Arc<Self>, function: &str, kind: Kind) -> Result<Program, LoadError> {
-        let Some(found) = self.functions.iter().find(|found| found.name == function) else {
+    pub fn program(&self, function: &str, kind: Kind) -> Result<Program, LoadError> {
+        let Some(index) = self.functions.iter().position(|found| found.name == function) else {
             let known: Vec<String> = self.functions().map(|(name, kind)| format!("{name} ({kind})")).collect();
             return Err(LoadError::NoSuchFunction {
                 object: self.name.clone(),
@@ -146,6 +164,7 @@ impl Object {
                 known: known.join(", "),
             });
         };
+        let found = &self.functions[index];
         if found.kind != kind {
             return Err(LoadError::WrongKind {
                 object: self.name.clone(),
@@ -154,14 +173,24 @@ impl Object {
                 wanted: kind,
             });
         }
-        let parts = Parts {
-            kind,
-            function: function.to_owned(),
-            bytecode: Arc::clone(&found.bytecode),
+        let environment = Environment {
             maps: Arc::clone(&self.maps),
             printed: Arc::clone(&self.printed),
+            function: function.to_owned(),
+            now_ns: Cell::new(0),
+            random: Cell::new(0),
+            cpu: 0,
         };
-        Program::new(parts, |reason| refused(&self.name, function, Refusal::Program(reason)))
+        Ok(Program::new(kind, self.code()?, index, environment)?)
+    }
+
+    /// The native code of all programs.
+    fn code(&self) -> Result<&Arc<Code>, LoadError> {
+        let code = self.code.get_or_init(|| {
+            let programs: Vec<&Linked> = self.functions.iter().map(|function| &function.linked).collect();
+            Code::compile(&programs, &self.maps, self.mode).map(Arc::new).map_err(|error| error.to_string())
+        });
+        code.as_ref().map_err(|reason| LoadError::NotBpf { object: self.name.clone(), reason: reason.clone() })
     }
 
     /// A copy of value `index` of the array map `map`, or of the global data `.data`, `.bss`, `.rodata` (value 0); `None` if
@@ -182,10 +211,16 @@ impl Object {
     }
 }
 
-/// Name, kind and linked instructions.
-type Linked = (String, Kind, Vec<Instruction>);
+impl fmt::Debug for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Object").field("name", &self.name).field("mode", &self.mode).finish_non_exhaustive()
+    }
+}
 
-fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Linked>), LoadError> {
+/// Name, kind and linked instructions.
+type Found = (String, Kind, Vec<Instruction>);
+
+fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Found>), LoadError> {
     let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
     check_sections(bytes).map_err(not_bpf)?;

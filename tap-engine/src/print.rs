@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
-use crate::memory::OutOfReach;
+use crate::machine::OutOfReach;
 
 /// Lines that an object keeps; the oldest go first.
 const KEPT_LINES: usize = 256;
@@ -37,12 +37,12 @@ impl PrintLog {
 /// `ll`, `0` and a width. `None`: the format is not valid. `read_byte` reads program memory, for `%s`.
 pub(crate) fn format_printk(
     format: &[u8],
-    arguments: [u64; 3],
+    arguments: &[u64],
     read_byte: &mut impl FnMut(u64) -> Result<u8, OutOfReach>,
 ) -> Result<Option<String>, OutOfReach> {
     let Some((0, format)) = format.split_last() else { return Ok(None) };
     let mut text = Vec::new();
-    let mut arguments = arguments.into_iter();
+    let mut arguments = arguments.iter().copied();
     let mut rest = format.iter().copied().take_while(|&byte| byte != 0).peekable();
     while let Some(byte) = rest.next() {
         if byte != b'%' {
@@ -99,7 +99,7 @@ mod tests {
 
     fn shown(format: &[u8], arguments: [u64; 3]) -> Option<String> {
         let mut memory = |address: u64| b"text\0".get(address as usize).copied().ok_or(OutOfReach);
-        format_printk(format, arguments, &mut memory).unwrap()
+        format_printk(format, &arguments, &mut memory).unwrap()
     }
 
     #[test]
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn a_string_beyond_memory_is_a_fault() {
         let mut memory = |_| Err(OutOfReach);
-        assert_eq!(format_printk(b"%s\0", [0; 3], &mut memory), Err(OutOfReach));
+        assert_eq!(format_printk(b"%s\0", &[0; 3], &mut memory), Err(OutOfReach));
     }
 
     #[test]

@@ -10,8 +10,8 @@
 
 use std::ops::Range;
 
-use crate::context::FlowInfo;
-use crate::memory::MessageBuffer;
+use crate::context::{FlowInfo, Notes};
+use crate::machine::MessageBuffer;
 use crate::object::Kind;
 use crate::program::{Program, ProgramFault};
 use crate::verdict::Verdict;
@@ -22,6 +22,8 @@ pub struct Filter {
     parser: Program,
     verdict: Option<Program>,
     max_message: usize,
+    /// A program may write to its context.
+    takes_notes: bool,
 }
 
 /// What is known of the message at the head of one stream. One per flow and direction; a new stream starts with the default.
@@ -31,6 +33,8 @@ pub struct StreamState {
     length: usize,
     /// Bytes of which the parser has said that they do not suffice.
     seen: usize,
+    /// What the parser has written to its context when it told the length.
+    notes: Notes,
 }
 
 impl StreamState {
@@ -115,7 +119,8 @@ impl Filter {
         if let Some(verdict) = &verdict {
             assert_eq!(verdict.kind(), Kind::StreamVerdict, "the verdict");
         }
-        Self { parser, verdict, max_message }
+        let takes_notes = parser.writes_context() || verdict.as_ref().is_some_and(Program::writes_context);
+        Self { parser, verdict, max_message, takes_notes }
     }
 
     /// Seeds what `bpf_get_prandom_u32` gives to both programs.
@@ -124,6 +129,15 @@ impl Filter {
         if let Some(verdict) = &mut self.verdict {
             verdict.seed_random(!seed);
         }
+    }
+
+    /// From now on both programs run on CPU `cpu`, which is a worker.
+    pub fn on_cpu(&mut self, cpu: u32) {
+        self.programs().for_each(|program| program.on_cpu(cpu));
+    }
+
+    fn programs(&mut self) -> impl Iterator<Item = &mut Program> {
+        std::iter::once(&mut self.parser).chain(&mut self.verdict)
     }
 
     /// Judges the message at the head of a stream, of which the bytes `start..end` of `buffer` are all that is there. The parser
@@ -141,7 +155,7 @@ impl Filter {
     pub fn next(
         &mut self,
         stream: &mut StreamState,
-        flow: &FlowInfo,
+        flow: &mut FlowInfo,
         now_ns: u64,
         buffer: &mut MessageBuffer,
         start: usize,
@@ -157,8 +171,16 @@ impl Filter {
             // however many bytes have arrived at once.
             let head = start..start + available.min(self.max_message);
             let shown = head.len();
+            if self.takes_notes {
+                flow.set_notes(&Notes::default());
+            }
             match self.parse(stream.seen, flow, now_ns, buffer, head) {
-                Ok(Some(length)) => stream.length = length,
+                Ok(Some(length)) => {
+                    stream.length = length;
+                    if self.takes_notes {
+                        stream.notes = flow.notes();
+                    }
+                }
                 Ok(None) => {
                     stream.seen = shown;
                     return Step::NeedMore { known_length: None };
@@ -169,6 +191,9 @@ impl Filter {
         let length = stream.length;
         if available < length {
             return Step::NeedMore { known_length: Some(length) };
+        }
+        if self.takes_notes {
+            flow.set_notes(&stream.notes);
         }
         match self.judge(flow, now_ns, buffer, start..start + length) {
             Ok(verdict) => {
@@ -183,7 +208,7 @@ impl Filter {
     fn parse(
         &mut self,
         seen: usize,
-        flow: &FlowInfo,
+        flow: &mut FlowInfo,
         now_ns: u64,
         buffer: &mut MessageBuffer,
         head: Range<usize>,
@@ -204,7 +229,7 @@ impl Filter {
 
     fn judge(
         &mut self,
-        flow: &FlowInfo,
+        flow: &mut FlowInfo,
         now_ns: u64,
         buffer: &mut MessageBuffer,
         message: Range<usize>,

@@ -54,7 +54,7 @@ fn without_permission_it_is_another_error() {
         return;
     }
     // One with global data: that is what aya asks the kernel about first.
-    let object = Object::from_bytes("redis", tap_engine::shipped::REDIS).unwrap();
+    let mut object = Object::from_bytes("redis", tap_engine::shipped::REDIS).unwrap();
     // Only this thread gives up its rights: the raw system call, unlike libc's function, changes no other thread.
     let error = std::thread::spawn(move || {
         // SAFETY: setresuid takes three numbers and touches no memory.

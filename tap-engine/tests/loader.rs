@@ -79,41 +79,9 @@ fn other_maps_are_refused_by_name() {
 
 #[test]
 fn other_helpers_are_refused_by_name() {
-    let error = refusal("VERDICT int f(struct __sk_buff *skb) { return bpf_get_smp_processor_id(); }");
-    assert!(error.contains("calls bpf_get_smp_processor_id (instruction 0)"), "{error}");
+    let error = refusal("VERDICT int f(struct __sk_buff *skb) { return bpf_skb_change_tail(skb, 4, 0); }");
+    assert!(error.contains("calls bpf_skb_change_tail (instruction "), "{error}");
     assert!(error.contains("bpf_map_lookup_elem"), "{error}");
-    let error = refusal(
-        r#"
-        static __attribute__((noinline)) long step(unsigned i, void *c) { return 0; }
-        VERDICT int f(struct __sk_buff *skb) { return bpf_loop(4, step, 0, 0); }"#,
-    );
-    assert!(error.contains("callback") || error.contains("bpf_loop"), "{error}");
-}
-
-#[test]
-fn the_engines_own_helpers_cannot_be_called() {
-    for number in ["0x73746101", "0x73746102"] {
-        let source = format!(
-            "static long (*own)(void *, long) = (void *){number}; VERDICT int f(struct __sk_buff *skb) {{ return own(skb, 4096); }}"
-        );
-        let error = refusal(&source);
-        assert!(error.contains("calls helper #"), "{error}");
-    }
-}
-
-#[test]
-fn atomics_are_refused_by_name() {
-    let error = refusal("long n; VERDICT int f(struct __sk_buff *skb) { __sync_fetch_and_add(&n, 1); return 1; }");
-    assert!(error.contains("an atomic operation"), "{error}");
-}
-
-#[test]
-fn legacy_packet_access_is_refused_by_name() {
-    let error = refusal(
-        r#"unsigned long long load_byte(void *skb, unsigned long long off) asm("llvm.bpf.load.byte");
-        VERDICT int f(struct __sk_buff *skb) { return load_byte(skb, 3); }"#,
-    );
-    assert!(error.contains("legacy packet access"), "{error}");
 }
 
 #[test]
@@ -124,16 +92,6 @@ fn recursion_is_refused() {
         VERDICT int f(struct __sk_buff *skb) { volatile int n = skb->len; return down(&n); }"#,
     );
     assert!(error.contains("calls itself"), "{error}");
-}
-
-#[test]
-fn too_much_stack_is_refused() {
-    let error = refusal(
-        r#"
-        static __attribute__((noinline)) int inner(int n) { volatile char own[300]; own[n & 255] = 1; own[299] = 1; return own[n & 127]; }
-        VERDICT int f(struct __sk_buff *skb) { volatile char own[300]; own[skb->len & 255] = 1; own[299] = 2; return inner(own[4]) + own[5]; }"#,
-    );
-    assert!(error.contains("bytes of stack"), "{error}");
 }
 
 #[test]
@@ -178,11 +136,11 @@ static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
 fn try_all(bytes: &[u8]) {
     let Ok(object) = Object::from_bytes("mutated", bytes) else { return };
     let object = Arc::new(object);
-    let flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
+    let mut flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
     let mut buffer = MessageBuffer::new(64).unwrap();
     for (name, kind) in object.functions() {
         if let Ok(mut program) = object.program(name, kind) {
-            let _ = program.run(&flow, 0, &mut buffer, 0..64);
+            let _ = program.run(&mut flow, 0, &mut buffer, 0..64);
         }
     }
 }

@@ -40,7 +40,7 @@ fn cut(filter: &mut Filter, bytes: &[u8], parts: &[usize]) -> Cut {
         buffer.as_mut_slice()[end..end + part].copy_from_slice(&bytes[end - 3..end - 3 + part]);
         end += part;
         loop {
-            match filter.next(&mut state, &flow(), 0, &mut buffer, start, end) {
+            match filter.next(&mut state, &mut flow(), 0, &mut buffer, start, end) {
                 Step::Message { length, verdict } => {
                     messages.push((start - 3, length, verdict));
                     start += length;
@@ -75,7 +75,7 @@ fn the_parser_is_called_no_more_than_needed() {
     let mut buffer = MessageBuffer::new(64).unwrap();
     buffer.as_mut_slice()[..6].copy_from_slice(b"\x05abcde");
     let mut state = StreamState::default();
-    let mut next = |end| filter.next(&mut state, &flow(), 0, &mut buffer, 0, end);
+    let mut next = |end| filter.next(&mut state, &mut flow(), 0, &mut buffer, 0, end);
     assert_eq!((next(0), calls()), (Step::NeedMore { known_length: None }, 0));
     assert_eq!((next(1), calls()), (Step::NeedMore { known_length: None }, 1));
     assert_eq!((next(1), calls()), (Step::NeedMore { known_length: None }, 1), "nothing new");
@@ -171,9 +171,9 @@ fn errors_have_names() {
             "the parser does not know the message's length after 8 bytes, which is the limit",
         ),
         (
-            StreamError::Fault(ProgramFault::LoopLimit),
+            StreamError::Fault(ProgramFault::StepLimit),
             "program_fault",
-            "program fault: no end after 1000000 jumps backward and calls",
+            "program fault: no end after 16777216 instructions",
         ),
     ];
     for (error, name, text) in table {
@@ -187,14 +187,14 @@ fn a_filter_serves_many_streams() {
     let mut buffer = MessageBuffer::new(8).unwrap();
     buffer.as_mut_slice().copy_from_slice(b"\x03abc\x01D\x01X");
     let (mut one, mut other) = (StreamState::default(), StreamState::default());
-    assert_eq!(filter.next(&mut one, &flow(), 0, &mut buffer, 0, 2), Step::NeedMore { known_length: Some(4) });
+    assert_eq!(filter.next(&mut one, &mut flow(), 0, &mut buffer, 0, 2), Step::NeedMore { known_length: Some(4) });
     assert_eq!(
-        filter.next(&mut other, &flow(), 0, &mut buffer, 4, 8),
+        filter.next(&mut other, &mut flow(), 0, &mut buffer, 4, 8),
         Step::Message { length: 2, verdict: Verdict::Drop }
     );
     assert_eq!(one.known_length(), Some(4));
     assert_eq!(
-        filter.next(&mut one, &flow(), 0, &mut buffer, 0, 8),
+        filter.next(&mut one, &mut flow(), 0, &mut buffer, 0, 8),
         Step::Message { length: 4, verdict: Verdict::Pass }
     );
 }

@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use serde::Serialize;
 use tap_engine::{Filter, FlowInfo, Kind, LoadError, MessageBuffer, Object, Step, StreamState, Verdict};
@@ -54,7 +53,7 @@ pub(super) fn test(args: &TestArgs) -> Status {
 }
 
 fn load(args: &TestArgs) -> Result<Filter, LoadError> {
-    let object = Arc::new(Object::load(&args.object)?);
+    let mut object = Object::load(&args.object)?;
     match object.verify() {
         Err(error @ LoadError::NotPermitted { .. }) => eprintln!("warning: {error}"),
         result => result?,
@@ -117,7 +116,7 @@ fn judge(args: &TestArgs, mut filter: Filter, mut input: Input, output: &mut imp
         }
         end += got;
         while start < end {
-            match filter.next(&mut state, &input.flow, NOW_NS, &mut buffer, start, end) {
+            match filter.next(&mut state, &mut input.flow, NOW_NS, &mut buffer, start, end) {
                 Step::NeedMore { .. } => break,
                 Step::Message { length, verdict } => {
                     let line = Line::Message { offset, length: length as u64, verdict: verdict.as_str() };
@@ -192,7 +191,7 @@ mod tests {
 
     /// Judges `bytes` with the shipped filter for length-prefixed messages.
     fn run(bytes: &[u8], split: Option<usize>, broken: Option<&str>) -> (Status, String) {
-        let object = Arc::new(Object::from_bytes("len4", tap_engine::shipped::LEN4).unwrap());
+        let object = Object::from_bytes("len4", tap_engine::shipped::LEN4).unwrap();
         let parser = object.program("parse_len4", Kind::StreamParser).unwrap();
         let verdict = object.program("by_first_byte", Kind::StreamVerdict).unwrap();
         let input = Input {

@@ -46,7 +46,7 @@ pub fn load(source: &str) -> Result<Object, LoadError> {
 
 /// A filter that loads, accepted by the kernel too where we may ask.
 pub fn object(source: &str) -> Arc<Object> {
-    let object = load(source).unwrap_or_else(|error| panic!("{error}"));
+    let mut object = load(source).unwrap_or_else(|error| panic!("{error}"));
     match object.verify() {
         Ok(()) | Err(LoadError::NotPermitted { .. }) => Arc::new(object),
         Err(error) => panic!("{error}"),
@@ -73,7 +73,7 @@ pub fn flow() -> FlowInfo {
 pub fn run(program: &mut Program, bytes: &[u8]) -> Result<u32, ProgramFault> {
     let mut buffer = MessageBuffer::new(bytes.len()).unwrap();
     buffer.as_mut_slice().copy_from_slice(bytes);
-    program.run(&flow(), 42, &mut buffer, 0..bytes.len())
+    program.run(&mut flow(), 42, &mut buffer, 0..bytes.len())
 }
 
 /// What the body of a verdict returns for `bytes`.

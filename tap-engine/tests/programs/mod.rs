@@ -78,7 +78,7 @@ fn is_root() -> bool {
 /// Delivers `bytes` in parts of the sizes `parts`, then the rest.
 pub fn cut(filter: &mut Filter, bytes: &[u8], parts: impl IntoIterator<Item = usize>) -> Cut {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let flow = FlowInfo::new(address("10.0.0.1:6379"), address("10.0.0.2:40000"));
+    let mut flow = FlowInfo::new(address("10.0.0.1:6379"), address("10.0.0.2:40000"));
     let mut buffer = MessageBuffer::new(bytes.len().max(1)).unwrap();
     let (mut state, mut start, mut end) = (StreamState::default(), 0, 0);
     let mut messages = Vec::new();
@@ -87,7 +87,7 @@ pub fn cut(filter: &mut Filter, bytes: &[u8], parts: impl IntoIterator<Item = us
         buffer.as_mut_slice()[end..next].copy_from_slice(&bytes[end..next]);
         end = next;
         while start < end {
-            match filter.next(&mut state, &flow, 0, &mut buffer, start, end) {
+            match filter.next(&mut state, &mut flow, 0, &mut buffer, start, end) {
                 Step::Message { length, verdict } => {
                     messages.push((length, verdict));
                     start += length;

@@ -1,27 +1,19 @@
-//! Memory that programs can touch. All `unsafe` of this crate is here.
+//! Memory that programs can touch.
 //!
 //! ```text
 //!  Region        a mapping of its own:    ┌──────────────── length ───────────────┬─ guard ─┐
 //!                                         └───────────────────────────────────────┴─────────┘
 //!  MessageBuffer a region below 4 GiB, for the bytes of messages
-//!  Reach         what one running program may touch: its maps, its context, the message, its stack
 //! ```
 //! A program and its helpers read and write a region with raw accesses only, from several threads at once where it is a map
 //! that workers share, as in the kernel. So there is never a Rust reference to a map's memory.
-//!
-//! The interpreter checks the first byte only of an access to a map: the guard is what such an access may touch beyond.
 
-use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::Arc;
 
 /// Bytes behind every region that are ours too: a BPF access is at most 8 bytes long.
 pub(crate) const GUARD: usize = 8;
-
-/// Bytes of stack that a BPF program has, over all its call frames (kernel: `MAX_BPF_STACK`).
-pub(crate) const STACK_SIZE: usize = 512;
 
 const PAGE: usize = 4096;
 
@@ -59,7 +51,7 @@ pub(crate) struct Region {
 }
 
 // SAFETY: a region is plain memory that belongs to no thread. Through a shared reference it is touched by raw copies only
-// (`copy_in`, `copy_out`, `Reach`), never through Rust references.
+// (`copy_in`, `copy_out`, programs), never through Rust references.
 unsafe impl Send for Region {}
 // SAFETY: as above. Two threads that write the same bytes at once leave one or the other there, or a mixture, as in a
 // kernel array map; no code here depends on what it reads being whole.
@@ -151,7 +143,7 @@ impl Region {
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `map` with this start and length, and nobody refers to it any more: slices borrow
-        // the region, a `Reach` holds it by an Arc or for the time of a borrow.
+        // the region, and a `Machine` holds it by an Arc or for the time of a borrow.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.mapped) };
     }
 }
@@ -190,7 +182,7 @@ impl MessageBuffer {
     /// All its bytes.
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: `length` bytes of the mapping, initialised, and borrowed with `self`: programs touch them only inside
-        // `Reach::run`, which borrows the buffer mutably.
+        // `Machine::run`, which borrows the buffer mutably.
         unsafe { std::slice::from_raw_parts(self.region.start.as_ptr(), self.region.length) }
     }
 
@@ -204,133 +196,6 @@ impl MessageBuffer {
     pub(crate) fn address(&self, offset: usize) -> u32 {
         debug_assert!(offset <= self.region.length);
         (self.region.address() + offset as u64) as u32
-    }
-}
-
-/// What one program instance may touch while it runs. Outside of [`run`](Self::run) that is its maps alone.
-#[derive(Debug)]
-pub(crate) struct Reach {
-    maps: Arc<[Region]>,
-    context: Region,
-    message: Cell<Window>,
-    stack: Cell<Window>,
-}
-
-/// A range of addresses.
-#[derive(Clone, Copy, Debug, Default)]
-struct Window {
-    start: u64,
-    end: u64,
-}
-
-impl Window {
-    fn holds(self, address: u64, length: usize) -> bool {
-        self.start <= address && address.checked_add(length as u64).is_some_and(|end| end <= self.end)
-    }
-}
-
-impl From<Range<u64>> for Window {
-    fn from(range: Range<u64>) -> Self {
-        Self { start: range.start, end: range.end }
-    }
-}
-
-/// An address that the running program may not touch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct OutOfReach;
-
-impl Reach {
-    /// A context of `context_size` bytes, and these maps.
-    pub(crate) fn new(maps: Arc<[Region]>, context_size: usize) -> Result<Self, MemoryError> {
-        Ok(Self { maps, context: Region::new(context_size)?, message: Cell::default(), stack: Cell::default() })
-    }
-
-    /// Lets `execute` run a program on `context` and on the bytes `range` of `buffer`; it gets the message and the context as
-    /// the interpreter wants them.
-    pub(crate) fn run<R>(
-        &self,
-        context: &[u8],
-        buffer: &mut MessageBuffer,
-        range: Range<usize>,
-        execute: impl FnOnce(&[u8], &[u8]) -> R,
-    ) -> R {
-        /// Takes the windows away again, however `execute` ends.
-        struct Close<'a>(&'a Reach);
-        impl Drop for Close<'_> {
-            fn drop(&mut self) {
-                self.0.message.set(Window::default());
-                self.0.stack.set(Window::default());
-            }
-        }
-        assert!(range.start <= range.end && range.end <= buffer.capacity(), "a message beyond its buffer");
-        self.context.copy_in(0, context);
-        let start = buffer.region.address() + range.start as u64;
-        self.message.set(Window { start, end: start + range.len() as u64 });
-        let _close = Close(self);
-        // SAFETY: both ranges are inside their mappings (the message is checked above), initialised, and stay mapped
-        // during the call: `self` and `buffer` are borrowed. The interpreter and the helpers write to them through the
-        // exposed addresses while these slices exist; `execute` hands the slices to rbpf only, which takes their bounds from
-        // them and never reads through them.
-        let (message, context) = unsafe {
-            let first = buffer.region.start.as_ptr().add(range.start);
-            (
-                std::slice::from_raw_parts(first, range.len()),
-                std::slice::from_raw_parts(self.context.start.as_ptr(), self.context.length),
-            )
-        };
-        execute(message, context)
-    }
-
-    /// The running program says where the upper end of its stack is: register 10 of its first frame. Only the helper that the
-    /// prologue of every lowered program calls may call this, within [`run`](Self::run): `bytecode::lower` writes that call,
-    /// and refuses programs that call a helper of its number themselves. `read`, `write` and `copy` rely on it.
-    pub(crate) fn open_stack(&self, register_10: u64) {
-        self.stack.set(Window { start: register_10.saturating_sub(STACK_SIZE as u64), end: register_10 });
-    }
-
-    /// Address and length of the bytes that the program runs on.
-    pub(crate) fn message(&self) -> (u64, u64) {
-        let Window { start, end } = self.message.get();
-        (start, end - start)
-    }
-
-    /// Copies program memory from `address` on into `out`.
-    pub(crate) fn read(&self, address: u64, out: &mut [u8]) -> Result<(), OutOfReach> {
-        self.check(address, out.len())?;
-        let source = std::ptr::with_exposed_provenance::<u8>(address as usize);
-        // SAFETY: `check` found the whole source in memory that the program owns now: mappings that `self` or the caller of
-        // `run` keeps alive, or the interpreter's stack (see `open_stack`), which lives until `run` ends and closes it. All of
-        // it is initialised (zeroed at first). `out` is a Rust slice, none of which lies in such memory.
-        unsafe { out.as_mut_ptr().copy_from(source, out.len()) };
-        Ok(())
-    }
-
-    /// Copies `bytes` to program memory at `address`.
-    pub(crate) fn write(&self, address: u64, bytes: &[u8]) -> Result<(), OutOfReach> {
-        self.check(address, bytes.len())?;
-        let destination = std::ptr::with_exposed_provenance_mut::<u8>(address as usize);
-        // SAFETY: as in `read`, the other way round.
-        unsafe { destination.copy_from(bytes.as_ptr(), bytes.len()) };
-        Ok(())
-    }
-
-    /// Copies `length` bytes from one place of program memory to another; the two may overlap.
-    pub(crate) fn copy(&self, from: u64, to: u64, length: usize) -> Result<(), OutOfReach> {
-        self.check(from, length)?;
-        self.check(to, length)?;
-        let source = std::ptr::with_exposed_provenance::<u8>(from as usize);
-        let destination = std::ptr::with_exposed_provenance_mut::<u8>(to as usize);
-        // SAFETY: both ranges were checked; `copy_to` allows them to overlap.
-        unsafe { source.copy_to(destination, length) };
-        Ok(())
-    }
-
-    fn check(&self, address: u64, length: usize) -> Result<(), OutOfReach> {
-        let holds = self.stack.get().holds(address, length)
-            || self.message.get().holds(address, length)
-            || Window::from(self.context.addresses()).holds(address, length)
-            || self.maps.iter().any(|map| Window::from(map.addresses()).holds(address, length));
-        if holds { Ok(()) } else { Err(OutOfReach) }
     }
 }
 
@@ -374,30 +239,5 @@ mod tests {
             let region = Region::new(length).unwrap();
             assert!(region.mapped >= length + GUARD, "{length}");
         }
-    }
-
-    #[test]
-    fn reach_ends_with_the_run() {
-        let maps: Arc<[Region]> = Arc::new([Region::new(16).unwrap()]);
-        let reach = Reach::new(Arc::clone(&maps), 8).unwrap();
-        let mut buffer = MessageBuffer::new(64).unwrap();
-        buffer.as_mut_slice()[10..13].copy_from_slice(b"abc");
-        let first = u64::from(buffer.address(10));
-        let mut bytes = [0; 3];
-        reach.run(&[1; 8], &mut buffer, 10..13, |message, context| {
-            assert_eq!((message, context), (&b"abc"[..], &[1; 8][..]));
-            assert_eq!(reach.read(first, &mut bytes), Ok(()));
-            assert_eq!(reach.read(first + 1, &mut bytes), Err(OutOfReach));
-            assert_eq!(reach.read(first - 1, &mut bytes), Err(OutOfReach));
-            assert_eq!(reach.read(u64::MAX - 1, &mut bytes), Err(OutOfReach));
-        });
-        assert_eq!(&bytes, b"abc");
-        assert_eq!(reach.read(first, &mut bytes), Err(OutOfReach));
-        assert_eq!(reach.write(maps[0].address() + 13, &bytes), Ok(()));
-        assert_eq!(reach.write(maps[0].address() + 14, &bytes), Err(OutOfReach));
-        assert_eq!(reach.copy(maps[0].address() + 13, maps[0].address(), 3), Ok(()));
-        let mut all = [0; 16];
-        maps[0].copy_out(0, &mut all);
-        assert_eq!(&all, b"abc\0\0\0\0\0\0\0\0\0\0abc");
     }
 }
