@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use config::{Config, Diagnostic, Located, Location, Programs};
-use tap_engine::{Kind, LoadError, Object};
+use tap_engine::{Kind, LoadError, LoadOptions, Object};
 use xdp_redirect::{Cross, Fragments, Port};
 
 /// A tap and its programs. Cheap to clone: the objects are shared.
@@ -149,7 +149,7 @@ impl Loader<'_> {
 
 /// Reads an object file and has the kernel verify it.
 fn load_object(path: &Path) -> Result<Arc<Object>, LoadError> {
-    let mut object = Object::load(path)?;
+    let mut object = Object::load(path, &LoadOptions::default())?;
     object.verify()?;
     Ok(Arc::new(object))
 }

@@ -65,7 +65,7 @@ pub enum LoadError {
     },
     /// A map of a type that the engine does not have.
     #[error(
-        "map `{map}` in {object} is a {map_type}, which is not supported\nhelp: supported are BPF_MAP_TYPE_ARRAY and global variables"
+        "map `{map}` in {object} is a {map_type}, which is not supported\nhelp: supported are BPF_MAP_TYPE_ARRAY, HASH, LRU_HASH, PERCPU_ARRAY, PERCPU_HASH, LRU_PERCPU_HASH, LPM_TRIE, PROG_ARRAY, RINGBUF and global variables"
     )]
     UnsupportedMap {
         /// The object's name.
@@ -152,6 +152,16 @@ pub enum LoadError {
         /// The object's name.
         object: String,
         /// What was not permitted.
+        reason: String,
+    },
+    /// A setting that cannot be made.
+    #[error("`{name}` of {object} cannot be set: {reason}")]
+    BadSetting {
+        /// The object's name.
+        object: String,
+        /// The variable's name.
+        name: String,
+        /// What is wrong.
         reason: String,
     },
     /// No memory for maps or contexts.

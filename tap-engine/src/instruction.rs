@@ -308,7 +308,8 @@ fn check_jump(instruction: Instruction) -> Result<(), String> {
             (0x8d, _) => Err("an indirect call (callx)".into()),
             _ => unknown(),
         },
-        jump::EXIT if code == EXIT && dst == 0 && src == 0 && off == 0 && imm == 0 => Ok(()),
+        // The kernel does not look at its offset.
+        jump::EXIT if code == EXIT && dst == 0 && src == 0 && imm == 0 => Ok(()),
         jump::JA if code == JA && dst == 0 && src == 0 && imm == 0 => Ok(()),
         jump::JA if code == JA32 && dst == 0 && src == 0 && off == 0 => Ok(()),
         jump::JEQ..=jump::JSLE => {
@@ -383,6 +384,7 @@ mod tests {
             (0xdd, 1, 2, 9, 0),
             (0x85, 0, 0, 0, 1),
             (0x95, 0, 0, 0, 0),
+            (0x95, 0, 0, 1, 0),
             (0x18, 1, 2, 0, 0),
             (0x18, 1, 4, 0, 0),
             (0xdb, 1, 2, 0, 0),

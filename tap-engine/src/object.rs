@@ -3,8 +3,7 @@
 //! The ELF file is read and linked by aya-obj, in this order: parse → make maps → relocate references to maps, with a map's
 //! index in place of a file descriptor → relocate calls, which appends to each program all that it calls → lower each program.
 
-use std::cell::Cell;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -19,7 +18,7 @@ use crate::functions::{Linked, Refusal};
 use crate::helpers::Environment;
 use crate::instruction::Instruction;
 use crate::machine::{Code, Mode};
-use crate::maps::Maps;
+use crate::maps::{Map, MapStore, Maps};
 use crate::names;
 use crate::print::PrintLog;
 use crate::program::Program;
@@ -56,6 +55,28 @@ impl fmt::Display for Kind {
     }
 }
 
+/// How an object is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Values of its global variables, by name.
+    pub set: BTreeMap<String, Setting>,
+    /// Where its maps are found or made.
+    pub maps: Arc<MapStore>,
+}
+
+/// A value for a global variable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// For integers and enumerations.
+    Integer(i64),
+    /// For integers too: 0 or 1.
+    Boolean(bool),
+    /// For arrays of characters.
+    Text(String),
+    /// For arrays.
+    List(Vec<Setting>),
+}
+
 /// A BPF object file, as `clang -O2 -g -target bpf` makes it. Its maps and global variables exist once and are shared by all
 /// instances of its programs, in all threads.
 pub struct Object {
@@ -81,22 +102,30 @@ impl Object {
     ///
     /// # Errors
     /// The file cannot be read, is not a BPF object, or needs what the engine does not have.
-    pub fn load(path: &Path) -> Result<Self, LoadError> {
+    pub fn load(path: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
         let bytes = std::fs::read(path).map_err(|source| match source.kind() {
             std::io::ErrorKind::NotFound => LoadError::NotFound { path: path.to_owned() },
             _ => LoadError::Unreadable { path: path.to_owned(), source },
         })?;
-        Self::from_bytes(&path.display().to_string(), &bytes)
+        Self::from_bytes_with(&path.display().to_string(), &bytes, options)
     }
 
-    /// As [`load`](Self::load), from the file's contents; `name` is for messages.
+    /// As [`load`](Self::load), from the file's contents, with nothing set and maps of its own; `name` is for messages.
     ///
     /// # Errors
     /// As `load`.
     pub fn from_bytes(name: &str, bytes: &[u8]) -> Result<Self, LoadError> {
+        Self::from_bytes_with(name, bytes, &LoadOptions::default())
+    }
+
+    /// As [`load`](Self::load), from the file's contents.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn from_bytes_with(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Self, LoadError> {
         // aya-obj indexes by numbers that it finds in the file without checking all of them: a damaged file can make it
         // panic. It has no state that outlives the call, so nothing is left half done.
-        let linked = catch_unwind(AssertUnwindSafe(|| link(name, bytes)));
+        let linked = catch_unwind(AssertUnwindSafe(|| link(name, bytes, options)));
         let (maps, programs) = linked.unwrap_or_else(|_| {
             Err(LoadError::NotBpf { object: name.to_owned(), reason: "its tables point to what is not there".into() })
         })?;
@@ -173,14 +202,7 @@ impl Object {
                 wanted: kind,
             });
         }
-        let environment = Environment {
-            maps: Arc::clone(&self.maps),
-            printed: Arc::clone(&self.printed),
-            function: function.to_owned(),
-            now_ns: Cell::new(0),
-            random: Cell::new(0),
-            cpu: 0,
-        };
+        let environment = Environment::new(Arc::clone(&self.maps), Arc::clone(&self.printed), function.to_owned());
         Ok(Program::new(kind, self.code()?, index, environment)?)
     }
 
@@ -193,15 +215,14 @@ impl Object {
         code.as_ref().map_err(|reason| LoadError::NotBpf { object: self.name.clone(), reason: reason.clone() })
     }
 
-    /// A copy of value `index` of the array map `map`, or of the global data `.data`, `.bss`, `.rodata` (value 0); `None` if
-    /// there is no such map or value. While programs run it can hold a part of one value and a part of another.
-    pub fn map_value(&self, map: &str, index: u32) -> Option<Vec<u8>> {
-        self.maps.by_name(map)?.value(index)
+    /// Its maps and its global data (`.data`, `.bss`, `.rodata`), by name.
+    pub fn maps(&self) -> impl Iterator<Item = &Arc<Map>> {
+        self.maps.all().iter()
     }
 
-    /// Overwrites value `index` of the array map `map`; false if there is none, or if `value` is not of its size.
-    pub fn set_map_value(&self, map: &str, index: u32, value: &[u8]) -> bool {
-        self.maps.by_name(map).is_some_and(|map| map.set_value(index, value))
+    /// The map of that name, or global data.
+    pub fn map(&self, name: &str) -> Option<&Arc<Map>> {
+        self.maps.by_name(name)
     }
 
     /// Takes the latest lines that its programs have printed with `bpf_trace_printk`, each with its function's name; at most
@@ -220,7 +241,7 @@ impl fmt::Debug for Object {
 /// Name, kind and linked instructions.
 type Found = (String, Kind, Vec<Instruction>);
 
-fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Found>), LoadError> {
+fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<(Maps, Vec<Found>), LoadError> {
     let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
     check_sections(bytes).map_err(not_bpf)?;
@@ -232,7 +253,7 @@ fn link(name: &str, bytes: &[u8]) -> Result<(Maps, Vec<Found>), LoadError> {
     let mut definitions: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
     definitions.retain(|(_, map)| is_real(map));
     definitions.sort_by(|one, other| one.0.cmp(&other.0));
-    let maps = Maps::new(name, definitions.iter().map(|(name, map)| (name.as_str(), map)))?;
+    let maps = Maps::new(name, definitions.iter().map(|(name, map)| (name.as_str(), map)), &options.maps)?;
 
     let text_sections: HashSet<usize> = object.functions.keys().map(|(section, _)| *section).collect();
     let by_index = definitions.iter().enumerate().map(|(index, (name, map))| (name.as_str(), index as i32, map));

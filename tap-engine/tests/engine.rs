@@ -2,8 +2,8 @@
 
 mod common;
 
-use common::{function_f, object, returned, run, unverified};
-use tap_engine::{FlowInfo, Kind, MessageBuffer, ProgramFault};
+use common::{function_f, object, returned, run, unverified, value};
+use tap_engine::{FlowInfo, Kind, MapError, MessageBuffer, ProgramFault};
 
 #[test]
 fn a_program_sees_its_message_and_no_more() {
@@ -64,10 +64,10 @@ fn global_variables_are_there_and_shared() {
     let (mut one, mut other) = (function_f(&object), function_f(&object));
     assert_eq!(run(&mut one, b"1"), Ok(u32::from(b'b') + 101));
     assert_eq!(run(&mut other, b"12"), Ok(u32::from(b'c') + 102));
-    assert_eq!(object.map_value(".data", 0).unwrap()[..4], 102_i32.to_ne_bytes());
-    assert_eq!(object.map_value(".bss", 0).unwrap()[16..24], 6_u64.to_ne_bytes());
-    assert_eq!(object.map_value(".bss", 1), None);
-    assert_eq!(object.map_value("none", 0), None);
+    assert_eq!(value(&object, ".data", 0)[..4], 102_i32.to_ne_bytes());
+    assert_eq!(value(&object, ".bss", 0)[16..24], 6_u64.to_ne_bytes());
+    assert_eq!(object.map(".bss").unwrap().get(&1_u32.to_ne_bytes()), Err(MapError::NoSuchKey));
+    assert!(object.map("none").is_none());
 }
 
 const COUNTING: &str = r#"
@@ -96,9 +96,9 @@ fn array_maps_are_looked_up_and_updated() {
     assert_eq!(run(&mut program, b"1"), Ok(2));
     assert_eq!(run(&mut function_f(&object), b"1"), Ok(3));
     assert_eq!(run(&mut program, b"four"), Ok(99), "no such value");
-    assert_eq!(object.map_value("counts", 1).unwrap(), 3_u64.to_ne_bytes());
-    assert_eq!(object.map_value("counts", 3).unwrap(), 7_u64.to_ne_bytes());
-    assert!(object.set_map_value("counts", 1, &9_u64.to_ne_bytes()));
+    assert_eq!(value(&object, "counts", 1), 3_u64.to_ne_bytes());
+    assert_eq!(value(&object, "counts", 3), 7_u64.to_ne_bytes());
+    object.map("counts").unwrap().set(&1_u32.to_ne_bytes(), &9_u64.to_ne_bytes()).unwrap();
     assert_eq!(run(&mut program, b"1"), Ok(10));
 }
 
@@ -113,7 +113,7 @@ fn threads_share_maps() {
             });
         }
     });
-    let count = u64::from_ne_bytes(object.map_value("counts", 2).unwrap().try_into().unwrap());
+    let count = u64::from_ne_bytes(value(&object, "counts", 2).try_into().unwrap());
     assert!((1000..=4000).contains(&count), "{count}: increments are not atomic, but none runs backward");
 }
 
@@ -350,7 +350,7 @@ fn an_access_across_the_end_of_a_map_is_a_fault() {
             return value ? *(volatile __u64 *)(value + skb->len) : 99;
         }"#,
     );
-    assert!(object.set_map_value("page", 511, &[1, 2, 3, 4, 5, 6, 7, 8]));
+    object.map("page").unwrap().set(&511_u32.to_ne_bytes(), &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
     let mut program = function_f(&object);
     assert_eq!(run(&mut program, b""), Ok(0x0403_0201));
     assert!(matches!(run(&mut program, &[0; 1]), Err(ProgramFault::OutOfBounds { write: false, .. })));

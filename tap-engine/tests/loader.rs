@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 
 use common::{compile, compile_with, load};
 use proptest::prelude::*;
-use tap_engine::{FlowInfo, Kind, LoadError, MessageBuffer, Object};
+use tap_engine::{FlowInfo, Kind, LoadError, LoadOptions, MessageBuffer, Object};
 
 fn refusal(source: &str) -> String {
     load(source).expect_err("it must be refused").to_string()
@@ -15,12 +15,12 @@ fn refusal(source: &str) -> String {
 
 #[test]
 fn files_that_are_no_objects_are_told_apart() {
-    let missing = Object::load(Path::new("/nonexistent/filter.o")).unwrap_err();
+    let missing = Object::load(Path::new("/nonexistent/filter.o"), &LoadOptions::default()).unwrap_err();
     assert!(matches!(missing, LoadError::NotFound { .. }), "{missing}");
     assert_eq!(missing.to_string(), "there is no file /nonexistent/filter.o");
-    let folder = Object::load(Path::new("/")).unwrap_err();
+    let folder = Object::load(Path::new("/"), &LoadOptions::default()).unwrap_err();
     assert!(matches!(folder, LoadError::Unreadable { .. }), "{folder}");
-    let own = Object::load(&std::env::current_exe().unwrap()).unwrap_err().to_string();
+    let own = Object::load(&std::env::current_exe().unwrap(), &LoadOptions::default()).unwrap_err().to_string();
     assert!(own.contains("another machine than BPF"), "{own}");
     for (bytes, reason) in
         [(&b""[..], "not an ELF file"), (b"int main() {}", "not an ELF file"), (b"\x7fELF\x02\x01", "cut short")]
@@ -68,11 +68,13 @@ fn an_object_without_programs_of_ours_says_so() {
 fn other_maps_are_refused_by_name() {
     let error = refusal(
         r#"
-        struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 4); __type(key, __u32); __type(value, __u64); } table SEC(".maps");
-        VERDICT int f(struct __sk_buff *skb) { __u32 key = 0; return bpf_map_lookup_elem(&table, &key) != 0; }"#,
+        struct { __uint(type, BPF_MAP_TYPE_BLOOM_FILTER); __uint(max_entries, 4); __type(value, __u64); } table SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) { __u32 key = 0; return bpf_map_peek_elem(&table, &key) != 0; }"#,
     );
     assert!(
-        error.contains("`table`") && error.contains("BPF_MAP_TYPE_HASH") && error.contains("BPF_MAP_TYPE_ARRAY"),
+        error.contains("`table`")
+            && error.contains("BPF_MAP_TYPE_BLOOM_FILTER")
+            && error.contains("BPF_MAP_TYPE_ARRAY"),
         "{error}"
     );
 }
@@ -102,7 +104,7 @@ fn a_machine_for_the_other_byte_order_is_refused() {
     let clang =
         std::process::Command::new("clang").args(["-O2", "-target", "bpfeb", "-c"]).arg(&c).arg("-o").arg(&o).status();
     assert!(clang.unwrap().success());
-    let error = Object::load(&o).unwrap_err().to_string();
+    let error = Object::load(&o, &LoadOptions::default()).unwrap_err().to_string();
     assert!(error.contains("other byte order"), "{error}");
 }
 

@@ -71,7 +71,7 @@ fn without_a_verdict_all_messages_pass() {
 fn the_parser_is_called_no_more_than_needed() {
     let object = object(FRAMED);
     let mut filter = filter(&object, "parse", Some("judge"), 64);
-    let calls = || i32::from_ne_bytes(object.map_value(".bss", 0).unwrap()[..4].try_into().unwrap());
+    let calls = || i32::from_ne_bytes(common::value(&object, ".bss", 0)[..4].try_into().unwrap());
     let mut buffer = MessageBuffer::new(64).unwrap();
     buffer.as_mut_slice()[..6].copy_from_slice(b"\x05abcde");
     let mut state = StreamState::default();

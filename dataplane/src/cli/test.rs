@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Cursor, Read, Write};
 use std::net::SocketAddr;
 
 use serde::Serialize;
-use tap_engine::{Filter, FlowInfo, Kind, LoadError, MessageBuffer, Object, Step, StreamState, Verdict};
+use tap_engine::{Filter, FlowInfo, Kind, LoadError, LoadOptions, MessageBuffer, Object, Step, StreamState, Verdict};
 
 use super::args::{Format, TestArgs};
 use super::{Status, bad, capture};
@@ -53,7 +53,7 @@ pub(super) fn test(args: &TestArgs) -> Status {
 }
 
 fn load(args: &TestArgs) -> Result<Filter, LoadError> {
-    let mut object = Object::load(&args.object)?;
+    let mut object = Object::load(&args.object, &LoadOptions::default())?;
     match object.verify() {
         Err(error @ LoadError::NotPermitted { .. }) => eprintln!("warning: {error}"),
         result => result?,

@@ -1,38 +1,154 @@
 //! Helpers on maps.
 
+use std::ops::ControlFlow;
+
 use super::{NO_TAIL_CALL, Outcome, error};
-use crate::machine::{OutOfReach, Run, Stop};
+use crate::machine::{Run, Stop};
+use crate::maps::{ElementKey, Map, Ring};
+
+/// Turns that a program waits for a lock: the verifier proves that locks are given back soon.
+const LOCK_TURNS: u32 = 1 << 22;
+
+fn resolve(run: &Run, handle: u64) -> Result<&Map, Stop> {
+    run.environment.maps.resolve(handle).ok_or(Stop::Argument)
+}
+
+/// Calls `work` with a copy of the key at `address`.
+fn with_key<R>(run: &Run, map: &Map, address: u64, work: impl FnOnce(&[u8]) -> R) -> Result<R, Stop> {
+    let mut scratch = run.environment.scratch.borrow_mut();
+    // No map has longer keys.
+    let key = &mut scratch.key[..map.definition().key_size as usize];
+    run.read(address, key)?;
+    Ok(work(key))
+}
+
+fn errno(result: Result<(), i32>) -> u64 {
+    result.map_or_else(error, |()| 0)
+}
 
 /// `void *bpf_map_lookup_elem(map, key)`: the value's address, or null.
 pub(super) fn lookup(run: &Run, [map, key, ..]: [u64; 5]) -> Outcome {
-    let map = run.environment.maps.resolve(map).ok_or(Stop::Argument)?;
-    Ok(map.value_address(read_u32(run, key)?).unwrap_or(0))
+    let map = resolve(run, map)?;
+    with_key(run, map, key, |key| map.lookup(key, run.environment.cpu).unwrap_or(0))
 }
 
-/// `long bpf_map_update_elem(map, key, value, flags)`, as `array_map_update_elem`.
+/// `void *bpf_map_lookup_percpu_elem(map, key, cpu)`: the value of another CPU.
+pub(super) fn lookup_percpu(run: &Run, [map, key, cpu, ..]: [u64; 5]) -> Outcome {
+    let map = resolve(run, map)?;
+    let cpu = cpu as u32;
+    if cpu >= map.cpus() {
+        return Ok(0);
+    }
+    with_key(run, map, key, |key| map.lookup(key, cpu).unwrap_or(0))
+}
+
+/// `long bpf_map_update_elem(map, key, value, flags)`.
 pub(super) fn update(run: &Run, [map, key, value, flags, _]: [u64; 5]) -> Outcome {
-    const BPF_NOEXIST: u64 = 1;
-    const BPF_EXIST: u64 = 2;
-    let map = run.environment.maps.resolve(map).ok_or(Stop::Argument)?;
-    let index = read_u32(run, key)?;
-    if flags > BPF_EXIST {
+    let map = resolve(run, map)?;
+    let mut scratch = run.environment.scratch.borrow_mut();
+    let super::Scratch { key: key_room, value: value_room } = &mut *scratch;
+    let definition = map.definition();
+    let key_copy = &mut key_room[..definition.key_size as usize];
+    let value_copy = &mut value_room[..definition.value_size as usize];
+    run.read(key, key_copy)?;
+    run.read(value, value_copy)?;
+    Ok(errno(map.update(key_copy, value_copy, flags, run.environment.cpu)))
+}
+
+/// `long bpf_map_delete_elem(map, key)`.
+pub(super) fn delete(run: &Run, [map, key, ..]: [u64; 5]) -> Outcome {
+    let map = resolve(run, map)?;
+    with_key(run, map, key, |key| errno(map.delete_elem(key)))
+}
+
+/// `long bpf_for_each_map_elem(map, callback, context, flags)`: `callback(map, key, value, context)` until it returns 1.
+pub(super) fn for_each(run: &Run, [handle, callback, context, flags, _]: [u64; 5]) -> Outcome {
+    let map = resolve(run, handle)?;
+    if flags != 0 {
         return Ok(error(libc::EINVAL));
     }
-    let Some(address) = map.value_address(index) else { return Ok(error(libc::E2BIG)) };
-    if flags == BPF_NOEXIST {
-        return Ok(error(libc::EEXIST));
-    }
-    run.copy(value, address, map.value_size())?;
-    Ok(0)
+    let visited = map.for_each(run.environment.cpu, &mut |key, value| {
+        let key = match key {
+            ElementKey::Address(address) => address,
+            ElementKey::Index(index) => run.show_index(index),
+        };
+        let result = run.call_back(callback, [handle, key, value, context])?;
+        Ok::<_, Stop>(if result == 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(visited.map_or_else(error, u64::from))
 }
 
 /// `long bpf_tail_call(context, map, index)`.
-pub(super) fn tail_call(run: &Run, [_, _map, index, ..]: [u64; 5]) -> Outcome {
-    Ok(run.tail_call(index as u32)?.unwrap_or(NO_TAIL_CALL))
+pub(super) fn tail_call(run: &Run, [_, map, index, ..]: [u64; 5]) -> Outcome {
+    match resolve(run, map)?.program_at(index as u32) {
+        Some(program) => Ok(run.tail_call(program)?.unwrap_or(NO_TAIL_CALL)),
+        None => Ok(NO_TAIL_CALL),
+    }
 }
 
-fn read_u32(run: &Run, address: u64) -> Result<u32, OutOfReach> {
-    let mut bytes = [0; 4];
-    run.read(address, &mut bytes)?;
-    Ok(u32::from_ne_bytes(bytes))
+fn ring(run: &Run, handle: u64) -> Result<&Ring, Stop> {
+    resolve(run, handle)?.ring().ok_or(Stop::Argument)
+}
+
+/// `long bpf_ringbuf_output(ring, data, size, flags)`.
+pub(super) fn ringbuf_output(run: &Run, [map, data, size, flags, _]: [u64; 5]) -> Outcome {
+    let ring = ring(run, map)?;
+    if !are_flags(flags) {
+        return Ok(error(libc::EINVAL));
+    }
+    let Some(address) = ring.reserve(size) else { return Ok(error(libc::EAGAIN)) };
+    let copied = run.copy(data, address, size as usize);
+    ring.end(address, copied.is_ok());
+    copied?;
+    Ok(0)
+}
+
+/// `void *bpf_ringbuf_reserve(ring, size, flags)`.
+pub(super) fn ringbuf_reserve(run: &Run, [map, size, flags, ..]: [u64; 5]) -> Outcome {
+    let ring = ring(run, map)?;
+    Ok(if flags == 0 { ring.reserve(size).unwrap_or(0) } else { 0 })
+}
+
+/// `void bpf_ringbuf_submit(data, flags)`.
+pub(super) fn ringbuf_submit(run: &Run, [data, ..]: [u64; 5]) -> Outcome {
+    end_record(run, data, true)
+}
+
+/// `void bpf_ringbuf_discard(data, flags)`.
+pub(super) fn ringbuf_discard(run: &Run, [data, ..]: [u64; 5]) -> Outcome {
+    end_record(run, data, false)
+}
+
+/// Ends the record at `data`, whichever ring buffer it is of.
+fn end_record(run: &Run, data: u64, submit: bool) -> Outcome {
+    let mut rings = run.environment.maps.all().iter().filter_map(|map| map.ring());
+    if rings.any(|ring| ring.end(data, submit)) { Ok(0) } else { Err(Stop::Argument) }
+}
+
+/// `u64 bpf_ringbuf_query(ring, what)`.
+pub(super) fn ringbuf_query(run: &Run, [map, what, ..]: [u64; 5]) -> Outcome {
+    Ok(ring(run, map)?.query(what))
+}
+
+/// `BPF_RB_NO_WAKEUP`, `BPF_RB_FORCE_WAKEUP`: the reader comes by itself.
+fn are_flags(flags: u64) -> bool {
+    flags & !3 == 0
+}
+
+/// `long bpf_spin_lock(struct bpf_spin_lock *lock)`, in a map value.
+pub(super) fn spin_lock(run: &Run, [lock, ..]: [u64; 5]) -> Outcome {
+    for turn in 1..LOCK_TURNS {
+        if run.exchange(lock, 1)? == 0 {
+            return Ok(0);
+        }
+        // Whoever holds it may need this core to end.
+        if turn.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+    }
+    Err(Stop::Steps)
+}
+
+/// `long bpf_spin_unlock(struct bpf_spin_lock *lock)`.
+pub(super) fn spin_unlock(run: &Run, [lock, ..]: [u64; 5]) -> Outcome {
+    run.exchange(lock, 0)?;
+    Ok(0)
 }

@@ -7,11 +7,11 @@ mod maps;
 mod packet;
 mod text;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use crate::machine::{Run, Stop};
-use crate::maps::Maps;
+use crate::maps::{MAX_KEY, Maps};
 use crate::names;
 use crate::print::PrintLog;
 
@@ -37,10 +37,29 @@ pub(crate) struct Environment {
     pub(crate) random: Cell<u64>,
     /// The worker's number, which is the CPU that the program sees.
     pub(crate) cpu: u32,
+    /// Copies of keys and values that are given to helpers.
+    scratch: RefCell<Scratch>,
+}
+
+#[derive(Debug)]
+struct Scratch {
+    key: [u8; MAX_KEY],
+    value: Box<[u8]>,
+}
+
+impl Environment {
+    /// What a program of the name `function` works on.
+    pub(crate) fn new(maps: Arc<Maps>, printed: Arc<PrintLog>, function: String) -> Self {
+        let longest = maps.all().iter().map(|map| map.definition().value_size).max().unwrap_or(0);
+        let scratch = Scratch { key: [0; MAX_KEY], value: vec![0; longest as usize].into() };
+        let (now_ns, random) = (Cell::new(0), Cell::new(0));
+        Self { maps, printed, function, now_ns, random, cpu: 0, scratch: RefCell::new(scratch) }
+    }
 }
 
 pub(crate) const MAP_LOOKUP_ELEM: u32 = 1;
 pub(crate) const TAIL_CALL: u32 = 12;
+const FOR_EACH_MAP_ELEM: u32 = 164;
 const LOOP: u32 = 181;
 
 /// Declares helpers: number, function of the run and registers 1 to 5, and whether it is given addresses.
@@ -65,6 +84,7 @@ macro_rules! helpers {
 helpers! {
     MAP_LOOKUP_ELEM: maps::lookup, true;
     2: maps::update, true;
+    3: maps::delete, true;
     5: ktime_get_ns, false;
     6: text::trace_printk, true;
     7: get_prandom_u32, false;
@@ -76,14 +96,23 @@ helpers! {
     39: packet::pull_data, false;
     42: get_numa_node_id, false;
     46: packet::socket_cookie, false;
+    93: maps::spin_lock, true;
+    94: maps::spin_unlock, true;
     105: text::strtol, true;
     106: text::strtoul, true;
     125: ktime_get_ns, false;
+    130: maps::ringbuf_output, true;
+    131: maps::ringbuf_reserve, true;
+    132: maps::ringbuf_submit, true;
+    133: maps::ringbuf_discard, true;
+    134: maps::ringbuf_query, true;
     160: ktime_get_ns, false;
+    FOR_EACH_MAP_ELEM: maps::for_each, true;
     165: text::snprintf, true;
     177: text::trace_vprintk, true;
     LOOP: call_in_loop, true;
     182: text::strncmp, true;
+    195: maps::lookup_percpu, true;
 }
 
 /// Whether programs may call helper `number`.
@@ -98,7 +127,7 @@ pub(crate) fn takes_address(number: u32) -> bool {
 
 /// Whether helper `number` runs functions of the program, which can have faults of their own.
 pub(crate) fn calls_back(number: u32) -> bool {
-    matches!(number, TAIL_CALL | LOOP)
+    matches!(number, TAIL_CALL | FOR_EACH_MAP_ELEM | LOOP)
 }
 
 /// The native address of helper `number`.

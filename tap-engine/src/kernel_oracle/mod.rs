@@ -20,7 +20,7 @@ use crate::functions::{Linked, Refusal};
 use crate::helpers::Environment;
 use crate::instruction::Instruction;
 use crate::machine::{Code, MessageBuffer, Mode};
-use crate::maps::Maps;
+use crate::maps::{MapStore, Maps};
 use crate::object::Kind;
 use crate::program::{Program, ProgramFault};
 use crate::reference::{self, Ended};
@@ -46,7 +46,7 @@ fn load64(dst: u8, value: u64) -> [Instruction; 2] {
 }
 
 fn no_maps() -> Arc<Maps> {
-    Arc::new(Maps::new("test", std::iter::empty()).unwrap())
+    Arc::new(Maps::new("test", std::iter::empty(), &MapStore::default()).unwrap())
 }
 
 fn linked(instructions: &[Instruction]) -> Result<Linked, Refusal> {
@@ -68,14 +68,7 @@ impl Native {
     fn new(program: &Linked, mode: Mode) -> Self {
         let maps = no_maps();
         let code = Arc::new(Code::compile(&[program], &maps, mode).unwrap());
-        let environment = Environment {
-            maps,
-            printed: Arc::default(),
-            function: "f".into(),
-            now_ns: 0.into(),
-            random: 0.into(),
-            cpu: 0,
-        };
+        let environment = Environment::new(maps, Arc::default(), "f".into());
         let program = Program::new(Kind::StreamVerdict, &code, 0, environment).unwrap();
         let flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
         let mut buffer = MessageBuffer::new(PACKET).unwrap();

@@ -10,7 +10,9 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 /// Bytes behind every region that are ours too: a BPF access is at most 8 bytes long.
 pub(crate) const GUARD: usize = 8;
@@ -48,6 +50,8 @@ pub(crate) struct Region {
     start: NonNull<u8>,
     length: usize,
     mapped: usize,
+    /// It cannot be written any more.
+    protected: AtomicBool,
 }
 
 // SAFETY: a region is plain memory that belongs to no thread. Through a shared reference it is touched by raw copies only
@@ -98,9 +102,111 @@ impl Region {
         // that exists (MAP_FIXED is not among them).
         let start = unsafe { libc::mmap(address, mapped, protection, flags, -1, 0) };
         match NonNull::new(start.cast::<u8>()) {
-            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { start, length, mapped }),
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => {
+                Ok(Self { start, length, mapped, protected: AtomicBool::new(false) })
+            }
             _ => Err(MemoryError::Refused { length, source: io::Error::last_os_error() }),
         }
+    }
+
+    /// `size` zeroed bytes, a multiple of pages, and behind them the same bytes again: the region has twice as many.
+    pub(crate) fn twice(size: usize) -> Result<Self, MemoryError> {
+        let refused = || MemoryError::Refused { length: size, source: io::Error::last_os_error() };
+        if size == 0 || !size.is_multiple_of(PAGE) || size > Self::MOST_TWICE {
+            return Err(MemoryError::TooBig { length: size });
+        }
+        // SAFETY: the name is a C string; the result is checked.
+        let file = unsafe { libc::memfd_create(c"socktap-ring".as_ptr(), libc::MFD_CLOEXEC) };
+        if file < 0 {
+            return Err(refused());
+        }
+        // SAFETY: the call returned a new descriptor, which nobody else owns.
+        let file = unsafe { OwnedFd::from_raw_fd(file) };
+        // SAFETY: a descriptor of ours and a number.
+        if unsafe { libc::ftruncate(file.as_raw_fd(), size as libc::off_t) } != 0 {
+            return Err(refused());
+        }
+        let region = Self::map(2 * size, None, 0)?;
+        for half in [0, size] {
+            // SAFETY: the addresses are within the mapping that was just made, which nobody knows yet, and are replaced by the file's pages.
+            let mapped = unsafe {
+                libc::mmap(
+                    region.start.as_ptr().add(half).cast(),
+                    size,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_SHARED | libc::MAP_FIXED,
+                    file.as_raw_fd(),
+                    0,
+                )
+            };
+            if mapped == libc::MAP_FAILED {
+                return Err(refused());
+            }
+        }
+        Ok(region)
+    }
+
+    /// The most bytes that are mapped twice.
+    const MOST_TWICE: usize = 1 << 30;
+
+    /// From now on nobody can write to it.
+    pub(crate) fn protect(&self) -> Result<(), MemoryError> {
+        // SAFETY: the mapping is ours. Rust references to it do not exist (see `Sync`), and writes through `self` are refused from now on.
+        let result = unsafe { libc::mprotect(self.start.as_ptr().cast(), self.mapped, libc::PROT_READ) };
+        self.protected.store(true, Ordering::Relaxed);
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(MemoryError::Refused { length: self.length, source: io::Error::last_os_error() })
+        }
+    }
+
+    /// Whether it cannot be written.
+    pub(crate) fn is_protected(&self) -> bool {
+        self.protected.load(Ordering::Relaxed)
+    }
+
+    /// Word `index` of 32 bits.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn atomic_u32(&self, index: usize) -> &AtomicU32 {
+        assert!(index < self.length / 4 && !self.is_protected(), "a word beyond a region");
+        // SAFETY: inside the mapping, which starts at a page, so aligned; it lives as long as `self`. Others touch the word atomically or as
+        // programs do, with raw accesses.
+        unsafe { AtomicU32::from_ptr(self.start.as_ptr().cast::<u32>().add(index)) }
+    }
+
+    /// Word `index` of 64 bits.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub(crate) fn atomic_u64(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.length / 8 && !self.is_protected(), "a word beyond a region");
+        // SAFETY: as in `atomic_u32`.
+        unsafe { AtomicU64::from_ptr(self.start.as_ptr().cast::<u64>().add(index)) }
+    }
+
+    /// Copies `bytes` to `offset`, a multiple of 8, word by word: who reads meanwhile sees whole words.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(crate) fn store(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset.is_multiple_of(8) && !self.is_protected(), "a store to where none can be");
+        assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "a store beyond a region");
+        let (words, rest) = bytes.as_chunks::<8>();
+        for (index, word) in words.iter().enumerate() {
+            self.atomic_u64(offset / 8 + index).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+        }
+        for (byte, at) in rest.iter().zip(offset + 8 * words.len()..) {
+            // SAFETY: inside the region (checked above); else as in `atomic_u32`.
+            unsafe { AtomicU8::from_ptr(self.start.as_ptr().add(at)) }.store(*byte, Ordering::Relaxed);
+        }
+    }
+
+    /// Clears `length` bytes from `offset`, both multiples of 8.
+    pub(crate) fn zero(&self, offset: usize, length: usize) {
+        (offset / 8..(offset + length) / 8).for_each(|word| self.atomic_u64(word).store(0, Ordering::Relaxed));
     }
 
     /// The address of the first byte, as a program sees it.
@@ -124,6 +230,7 @@ impl Region {
     /// If they do not fit.
     pub(crate) fn copy_in(&self, offset: usize, bytes: &[u8]) {
         assert!(offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length), "a copy beyond a region");
+        assert!(!self.is_protected(), "a copy into constants");
         // SAFETY: the destination is inside the mapping (checked above), and no Rust reference to it exists while `self` is
         // borrowed shared: `MessageBuffer`, which hands out references, does not hand out its region.
         unsafe { self.start.as_ptr().add(offset).copy_from(bytes.as_ptr(), bytes.len()) }

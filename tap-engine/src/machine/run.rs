@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::code::{Code, Entry};
 use super::memory::{MemoryError, MessageBuffer, Region};
@@ -199,6 +200,26 @@ impl Run {
         // SAFETY: both ranges belong to the program, as in `read`; `copy_to` allows them to overlap.
         unsafe { source.copy_to(destination, length) };
         Ok(())
+    }
+
+    /// Puts `value` into the 32-bit word at `address`, an argument of a helper; what was there before.
+    pub(crate) fn exchange(&self, address: u64, value: u32) -> Result<u32, OutOfReach> {
+        self.argument(address, 4, true)?;
+        if !address.is_multiple_of(4) {
+            return Err(OutOfReach);
+        }
+        // SAFETY: the word belongs to the program, as in `read`, and is aligned; others that touch it meanwhile do so from programs.
+        let word = unsafe { AtomicU32::from_ptr(std::ptr::with_exposed_provenance_mut(address as usize)) };
+        Ok(word.swap(value, Ordering::SeqCst))
+    }
+
+    /// An address at which the program can read `index`, until it is shown another one of the same frame.
+    pub(crate) fn show_index(&self, index: u32) -> u64 {
+        let depth = (self.stack_start + STACK_SIZE as u64 - self.frame.get()) / FRAME_SIZE as u64;
+        let address = self.stack_start + 8 * depth;
+        // SAFETY: a word of the lowest frame of the run's stack, which no function gets: calls need room for more frames above it.
+        unsafe { std::ptr::with_exposed_provenance_mut::<u32>(address as usize).write(index) };
+        address
     }
 
     /// Calls the function that the program gave as `callback`, with registers 1 to 4, in a frame of its own. Pays for it from the budget.

@@ -88,6 +88,11 @@ pub fn filter(object: &Arc<Object>, parser: &str, verdict: Option<&str>, max: us
     tap_engine::Filter::new(object.program(parser, Kind::StreamParser).unwrap(), verdict, max)
 }
 
+/// Value `index` of an array or of global data.
+pub fn value(object: &Object, map: &str, index: u32) -> Vec<u8> {
+    object.map(map).unwrap().get(&index.to_ne_bytes()).unwrap()
+}
+
 /// We are root, and so may load programs.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
