@@ -38,6 +38,7 @@
 mod context;
 mod error;
 mod functions;
+mod globals;
 mod helpers;
 mod instruction;
 mod machine;

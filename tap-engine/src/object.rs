@@ -15,6 +15,7 @@ use object::{Object as _, ObjectSection as _};
 
 use crate::error::LoadError;
 use crate::functions::{Linked, Refusal};
+use crate::globals::{Patch, Variables};
 use crate::helpers::Environment;
 use crate::instruction::Instruction;
 use crate::machine::{Code, Mode};
@@ -84,6 +85,9 @@ pub struct Object {
     bytes: Vec<u8>,
     /// By name, in alphabetical order.
     functions: Vec<Function>,
+    /// What was set, which the verifier is to see too.
+    patches: Vec<Patch>,
+    settings: Vec<(String, String)>,
     maps: Arc<Maps>,
     printed: Arc<PrintLog>,
     mode: Mode,
@@ -126,7 +130,7 @@ impl Object {
         // aya-obj indexes by numbers that it finds in the file without checking all of them: a damaged file can make it
         // panic. It has no state that outlives the call, so nothing is left half done.
         let linked = catch_unwind(AssertUnwindSafe(|| link(name, bytes, options)));
-        let (maps, programs) = linked.unwrap_or_else(|_| {
+        let Parts { maps, programs, patches, settings } = linked.unwrap_or_else(|_| {
             Err(LoadError::NotBpf { object: name.to_owned(), reason: "its tables point to what is not there".into() })
         })?;
         if programs.is_empty() {
@@ -142,6 +146,8 @@ impl Object {
             name: name.to_owned(),
             bytes: bytes.to_owned(),
             functions,
+            patches,
+            settings,
             maps: Arc::new(maps),
             printed: Arc::default(),
             mode: Mode { checked: true, counted: false },
@@ -165,7 +171,7 @@ impl Object {
     /// # Errors
     /// [`LoadError::Refused`] with the end of the verifier's log, [`LoadError::NotPermitted`], [`LoadError::KernelFailed`].
     pub fn verify(&mut self) -> Result<(), LoadError> {
-        verify::verify(&self.name, &self.bytes, self.functions())?;
+        verify::verify(&self.name, &self.bytes, &self.patches, self.functions())?;
         self.set_mode(Mode { checked: false, ..self.mode });
         Ok(())
     }
@@ -220,6 +226,11 @@ impl Object {
         self.maps.all().iter()
     }
 
+    /// The constants that [`LoadOptions::set`] can change: names and types.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.settings.iter().map(|(name, kind)| (name.as_str(), kind.as_str()))
+    }
+
     /// The map of that name, or global data.
     pub fn map(&self, name: &str) -> Option<&Arc<Map>> {
         self.maps.by_name(name)
@@ -238,10 +249,19 @@ impl fmt::Debug for Object {
     }
 }
 
+/// What an object file is made of.
+struct Parts {
+    maps: Maps,
+    programs: Vec<Found>,
+    patches: Vec<Patch>,
+    /// Names and types of constants that can be set.
+    settings: Vec<(String, String)>,
+}
+
 /// Name, kind and linked instructions.
 type Found = (String, Kind, Vec<Instruction>);
 
-fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<(Maps, Vec<Found>), LoadError> {
+fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Parts, LoadError> {
     let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
     check_sections(bytes).map_err(not_bpf)?;
@@ -250,6 +270,14 @@ fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<(Maps, Vec<Fo
         return Err(not_bpf("it has CO-RE relocations, which need the types of a kernel".into()));
     }
 
+    let variables = Variables::read(&object::File::parse(bytes).map_err(|error| not_bpf(error.to_string()))?);
+    let wrong = |(variable, reason)| LoadError::BadSetting { object: name.to_owned(), name: variable, reason };
+    let patches = variables.patches(&options.set).map_err(wrong)?;
+    for Patch { name: variable, section, offset, bytes } in &patches {
+        let data = object.maps.get_mut(section).and_then(|map| data_of(map).get_mut(*offset..offset + bytes.len()));
+        let beyond = || wrong((variable.clone(), "it lies beyond its section".into()));
+        data.ok_or_else(beyond)?.copy_from_slice(bytes);
+    }
     let mut definitions: Vec<(String, aya_obj::Map)> = object.maps.drain().collect();
     definitions.retain(|(_, map)| is_real(map));
     definitions.sort_by(|one, other| one.0.cmp(&other.0));
@@ -271,7 +299,16 @@ fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<(Maps, Vec<Fo
         let instructions = linked.map(|linked| linked.instructions.iter().map(Instruction::from).collect());
         programs.push((function.clone(), kind, instructions.unwrap_or_default()));
     }
-    Ok((maps, programs))
+    let settings = variables.settings().map(|(name, kind)| (name.to_owned(), kind)).collect();
+    Ok(Parts { maps, programs, patches, settings })
+}
+
+/// The initial values of a section of global data: `.bss` has none in the file, which means zeros.
+fn data_of(map: &mut aya_obj::Map) -> &mut Vec<u8> {
+    let size = map.value_size() as usize;
+    let data = map.data_mut();
+    data.resize(size, 0);
+    data
 }
 
 /// An empty section of global data is no map.

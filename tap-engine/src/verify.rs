@@ -7,6 +7,7 @@ use aya::{EbpfError, EbpfLoader};
 use caps::{CapSet, Capability, has_cap};
 
 use crate::error::LoadError;
+use crate::globals::Patch;
 use crate::object::{Kind, chain};
 
 /// Lines of the verifier's log that an error carries.
@@ -19,6 +20,7 @@ const LINE_LENGTH: usize = 200;
 pub(crate) fn verify<'a>(
     object: &str,
     bytes: &[u8],
+    patches: &[Patch],
     functions: impl Iterator<Item = (&'a str, Kind)>,
 ) -> Result<(), LoadError> {
     // Without the rights aya's probes fail first, and what it reports is their consequence.
@@ -27,7 +29,13 @@ pub(crate) fn verify<'a>(
         return Err(LoadError::NotPermitted { object: object.to_owned(), reason });
     }
     // The kernel's own types are needed for CO-RE only, and take long to read.
-    let mut loaded = EbpfLoader::new().btf(None).load(bytes).map_err(|error| failed(object, &error))?;
+    let mut loader = EbpfLoader::new();
+    loader.btf(None);
+    // Constants are known to the verifier, and it leaves out what they rule out: it has to see the same.
+    for Patch { name, bytes, .. } in patches {
+        loader.override_global(name, bytes.as_slice(), true);
+    }
+    let mut loaded = loader.load(bytes).map_err(|error| failed(object, &error))?;
     for (function, _) in functions {
         let program = loaded.program_mut(function).ok_or_else(|| LoadError::KernelFailed {
             object: object.to_owned(),

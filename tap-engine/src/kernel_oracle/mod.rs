@@ -172,10 +172,8 @@ fn agree(instructions: &[Instruction]) -> Result<(), TestCaseError> {
 fn ends(instructions: &[Instruction]) -> Result<(), TestCaseError> {
     let kernel = in_kernel(instructions);
     let taken = matches!(kernel, Kernel::Returns(_));
-    let Ok(program) = linked(instructions) else {
-        prop_assert!(!taken, "the loader refuses what the kernel takes");
-        return Ok(());
-    };
+    // The kernel does not look at instructions that it has found to be dead; the loader looks at all.
+    let Ok(program) = linked(instructions) else { return Ok(()) };
     // At other addresses: what depends on them differs. (And in the kernel what depends on the context does too.)
     let (mut one, mut other) = (Native::new(&program, CHECKED), Native::new(&program, CHECKED));
     let (one, other) = (one.run(), other.run());

@@ -45,6 +45,11 @@ impl Array {
         self.entries
     }
 
+    #[cfg(test)]
+    pub(super) fn region(&self) -> &Region {
+        &self.values
+    }
+
     pub(super) fn cpus(&self) -> u32 {
         self.cpus
     }

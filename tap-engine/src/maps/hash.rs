@@ -107,6 +107,11 @@ impl Hash {
         })
     }
 
+    #[cfg(test)]
+    pub(super) fn region(&self) -> &Region {
+        &self.values
+    }
+
     pub(super) fn cpus(&self) -> u32 {
         self.cpus
     }

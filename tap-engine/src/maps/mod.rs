@@ -535,14 +535,13 @@ impl Maps {
             };
             let is_constant = map.section_kind() == EbpfSectionKind::Rodata;
             let made = match map.section_kind() {
-                EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps if definition.map_type == kind::PROG_ARRAY => {
-                    Arc::new(Map::new(object, name, definition, 1)?)
-                }
-                EbpfSectionKind::BtfMaps | EbpfSectionKind::Maps => store.find(object, name, definition)?,
-                _ => {
+                EbpfSectionKind::Rodata | EbpfSectionKind::Data | EbpfSectionKind::Bss => {
                     let flags = if is_constant { flag::RDONLY_PROG } else { 0 };
                     Arc::new(Map::new(object, name, MapDefinition { flags, ..definition }, 1)?)
                 }
+                // Programs by number are those of one object.
+                _ if definition.map_type == kind::PROG_ARRAY => Arc::new(Map::new(object, name, definition, 1)?),
+                _ => store.find(object, name, definition)?,
             };
             if let (Content::Array(array), false) = (&made.content, map.data().is_empty()) {
                 array.fill(map.data(), is_constant)?;

@@ -75,6 +75,12 @@ impl Ring {
         Some(self.memory.address() + at % self.size)
     }
 
+    /// What a program does with the address of a record.
+    #[cfg(test)]
+    pub(super) fn write(&self, address: u64, bytes: &[u8]) {
+        self.memory.copy_in((address - self.memory.address()) as usize, bytes);
+    }
+
     /// Ends the record that was reserved at `address`; false: there is none.
     pub(crate) fn end(&self, address: u64, submit: bool) -> bool {
         let mut state = self.lock();
