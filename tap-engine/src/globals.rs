@@ -148,14 +148,19 @@ pub(crate) struct Patch {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// All global variables of an object, by name.
-pub(crate) struct Variables(BTreeMap<String, Variable>);
+/// All global variables of an object, by name, and bytes of the definitions of maps.
+pub(crate) struct Variables {
+    variables: BTreeMap<String, Variable>,
+    definitions: BTreeMap<String, u64>,
+}
 
 impl Variables {
     /// Reads them from an object file: what they are from its section `.BTF`, where they are from its symbols. What is damaged there is not found.
     pub(crate) fn read(object: &object::File<'_>) -> Self {
         let btf = object.section_by_name_bytes(b".BTF").and_then(|section| section.data().ok()).unwrap_or_default();
-        let mut variables = Types::read(btf).map(|types| types.variables()).unwrap_or_default();
+        let types = Types::read(btf);
+        let definitions = types.as_ref().map(Types::definitions).unwrap_or_default();
+        let mut variables = types.map(|types| types.variables()).unwrap_or_default();
         // Compilers leave the places to whoever links.
         let place = |name: &str, section: &str| {
             let in_section = |index| object.section_by_index(index).is_ok_and(|found| found.name() == Ok(section));
@@ -169,13 +174,18 @@ impl Variables {
             variable.offset = found.unwrap_or_default();
             found.is_some()
         });
-        Self(variables)
+        Self { variables, definitions }
+    }
+
+    /// Bytes of the definition of `map`, without a last member that is an array of no fixed length.
+    pub(crate) fn definition_size(&self, map: &str) -> Option<u64> {
+        self.definitions.get(map).copied()
     }
 
     /// What `settings` put where. The error is a variable's name and what is wrong.
     pub(crate) fn patches(&self, settings: &BTreeMap<String, Setting>) -> Result<Vec<Patch>, (String, String)> {
         let patch = |(name, value): (&String, &Setting)| {
-            let variable = self.0.get(name).ok_or_else(|| self.unknown(name))?;
+            let variable = self.variables.get(name).ok_or_else(|| self.unknown(name))?;
             let size = variable.variable_type.size();
             if size > MAX_VARIABLE {
                 return Err(format!("it has {size} bytes; {MAX_VARIABLE} are the limit"));
@@ -190,14 +200,14 @@ impl Variables {
     /// Names and types of those that can be set without changing what a program computes with: constants.
     pub(crate) fn settings(&self) -> impl Iterator<Item = (&str, String)> {
         let constants = self
-            .0
+            .variables
             .iter()
             .filter(|(_, variable)| variable.section.starts_with(".rodata") && variable.variable_type.size() > 0);
         constants.map(|(name, variable)| (name.as_str(), variable.variable_type.name()))
     }
 
     fn unknown(&self, name: &str) -> String {
-        let nearest = self.0.keys().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
+        let nearest = self.variables.keys().map(|known| (strsim::damerau_levenshtein(known, name), known)).min();
         let hint = match nearest {
             Some((distance, known)) if distance <= 3 => format!("; do you mean `{known}`?"),
             _ => String::new(),
@@ -286,6 +296,18 @@ impl<'a> Types<'a> {
             }
         }
         found
+    }
+
+    /// Bytes of each variable of the section `.maps`, which is a structure.
+    fn definitions(&self) -> BTreeMap<String, u64> {
+        let sections = self.records.iter().filter(|record| kind_of(record.info) == kind::DATASEC);
+        let maps = sections.filter(|section| self.string(section.name) == Some(".maps"));
+        let definition = |entry: &[u8]| {
+            let variable = self.record(number(entry, 0)?)?;
+            let size = self.record(variable.size_or_type)?.size_or_type;
+            Some((self.string(variable.name)?.to_owned(), u64::from(size)))
+        };
+        maps.flat_map(|section| section.rest.chunks_exact(12)).filter_map(definition).collect()
     }
 
     fn type_of(&self, id: u32, depth: usize) -> Type {

@@ -47,6 +47,7 @@ mod names;
 mod object;
 mod print;
 mod program;
+mod sections;
 mod stream_parser;
 mod verdict;
 mod verify;

@@ -9,8 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
-use aya_obj::programs::SkSkbKind;
-use aya_obj::{EbpfSectionKind, ProgramSection};
+use aya_obj::EbpfSectionKind;
 use object::{Object as _, ObjectSection as _};
 
 use crate::error::LoadError;
@@ -23,6 +22,7 @@ use crate::maps::{Map, MapStore, Maps};
 use crate::names;
 use crate::print::PrintLog;
 use crate::program::Program;
+use crate::sections::{self, Role};
 use crate::verify;
 
 /// The most bytes of one section, code or global data.
@@ -97,7 +97,7 @@ pub struct Object {
 
 struct Function {
     name: String,
-    kind: Kind,
+    role: Role,
     linked: Linked,
 }
 
@@ -130,21 +130,31 @@ impl Object {
         // aya-obj indexes by numbers that it finds in the file without checking all of them: a damaged file can make it
         // panic. It has no state that outlives the call, so nothing is left half done.
         let linked = catch_unwind(AssertUnwindSafe(|| link(name, bytes, options)));
-        let Parts { maps, programs, patches, settings } = linked.unwrap_or_else(|_| {
+        let Parts { maps, programs, patches, settings, array_values, known } = linked.unwrap_or_else(|_| {
             Err(LoadError::NotBpf { object: name.to_owned(), reason: "its tables point to what is not there".into() })
         })?;
         if programs.is_empty() {
             return Err(LoadError::NoPrograms { object: name.to_owned() });
         }
         let mut functions = Vec::new();
-        for (function, kind, instructions) in programs {
+        for (function, role, instructions) in programs {
             let linked = Linked::check(instructions, &maps).map_err(|refusal| refused(name, &function, refusal))?;
-            functions.push(Function { name: function, kind, linked });
+            functions.push(Function { name: function, role, linked });
         }
         functions.sort_by(|one, other| one.name.cmp(&other.name));
+        for (map, index, function) in array_values {
+            let program = functions.iter().position(|known| known.name == function);
+            let placed =
+                program.zip(maps.by_name(&map)).is_some_and(|(program, map)| map.set_program(index, program as u32));
+            if !placed {
+                let reason =
+                    format!("its value {index} is `{function}`, which is no program of ours, or beyond its end");
+                return Err(LoadError::BadMap { object: name.to_owned(), map, reason });
+            }
+        }
         Ok(Self {
             name: name.to_owned(),
-            bytes: bytes.to_owned(),
+            bytes: known,
             functions,
             patches,
             settings,
@@ -160,9 +170,9 @@ impl Object {
         &self.name
     }
 
-    /// Its programs by name, with their kinds.
-    pub fn functions(&self) -> impl Iterator<Item = (&str, Kind)> {
-        self.functions.iter().map(|function| (function.name.as_str(), function.kind))
+    /// Its programs by name, with their kinds; `None`: it can be either.
+    pub fn functions(&self) -> impl Iterator<Item = (&str, Option<Kind>)> {
+        self.functions.iter().map(|function| (function.name.as_str(), function.role.kind))
     }
 
     /// Loads every program into the running kernel once, as the type that its section declares, and removes it again: so the
@@ -171,7 +181,8 @@ impl Object {
     /// # Errors
     /// [`LoadError::Refused`] with the end of the verifier's log, [`LoadError::NotPermitted`], [`LoadError::KernelFailed`].
     pub fn verify(&mut self) -> Result<(), LoadError> {
-        verify::verify(&self.name, &self.bytes, &self.patches, self.functions())?;
+        let functions = self.functions.iter().map(|function| (function.name.as_str(), function.role.is_socket_filter));
+        verify::verify(&self.name, &self.bytes, &self.patches, functions)?;
         self.set_mode(Mode { checked: false, ..self.mode });
         Ok(())
     }
@@ -192,21 +203,18 @@ impl Object {
     /// There is no such function, or it is of another kind.
     pub fn program(&self, function: &str, kind: Kind) -> Result<Program, LoadError> {
         let Some(index) = self.functions.iter().position(|found| found.name == function) else {
-            let known: Vec<String> = self.functions().map(|(name, kind)| format!("{name} ({kind})")).collect();
+            let kind = |kind: Option<Kind>| kind.map_or("parser or verdict".to_owned(), |kind| kind.to_string());
+            let known: Vec<String> =
+                self.functions().map(|(name, found)| format!("{name} ({})", kind(found))).collect();
             return Err(LoadError::NoSuchFunction {
                 object: self.name.clone(),
                 function: function.to_owned(),
                 known: known.join(", "),
             });
         };
-        let found = &self.functions[index];
-        if found.kind != kind {
-            return Err(LoadError::WrongKind {
-                object: self.name.clone(),
-                function: function.to_owned(),
-                found: found.kind,
-                wanted: kind,
-            });
+        if let Some(found) = self.functions[index].role.kind.filter(|found| *found != kind) {
+            let (object, function) = (self.name.clone(), function.to_owned());
+            return Err(LoadError::WrongKind { object, function, found, wanted: kind });
         }
         let environment = Environment::new(Arc::clone(&self.maps), Arc::clone(&self.printed), function.to_owned());
         Ok(Program::new(kind, self.code()?, index, environment)?)
@@ -256,21 +264,27 @@ struct Parts {
     patches: Vec<Patch>,
     /// Names and types of constants that can be set.
     settings: Vec<(String, String)>,
+    /// Map, index and function of each initial value of program arrays.
+    array_values: Vec<(String, u32, String)>,
+    /// The file with sections' names that aya knows.
+    known: Vec<u8>,
 }
 
-/// Name, kind and linked instructions.
-type Found = (String, Kind, Vec<Instruction>);
+/// Name, role and linked instructions.
+type Found = (String, Role, Vec<Instruction>);
 
 fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Parts, LoadError> {
     let not_bpf = |reason: String| LoadError::NotBpf { object: name.to_owned(), reason };
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
     check_sections(bytes).map_err(not_bpf)?;
-    let mut object = aya_obj::Object::parse(bytes).map_err(|error| not_bpf(chain(&error)))?;
+    let file = object::File::parse(bytes).map_err(|error| not_bpf(error.to_string()))?;
+    let known = sections::with_known_names(bytes, &file);
+    let mut object = aya_obj::Object::parse(&known).map_err(|error| not_bpf(chain(&error)))?;
     if object.has_btf_relocations() {
         return Err(not_bpf("it has CO-RE relocations, which need the types of a kernel".into()));
     }
 
-    let variables = Variables::read(&object::File::parse(bytes).map_err(|error| not_bpf(error.to_string()))?);
+    let variables = Variables::read(&file);
     let wrong = |(variable, reason)| LoadError::BadSetting { object: name.to_owned(), name: variable, reason };
     let patches = variables.patches(&options.set).map_err(wrong)?;
     for Patch { name: variable, section, offset, bytes } in &patches {
@@ -289,18 +303,16 @@ fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Parts, LoadEr
     object.relocate_calls(&text_sections).map_err(|error| not_bpf(chain(&error)))?;
 
     let mut programs = Vec::new();
+    let roles = sections::roles(&file);
     for (function, program) in &object.programs {
-        let kind = match program.section {
-            ProgramSection::SkSkbStream { kind: SkSkbKind::StreamParser } => Kind::StreamParser,
-            ProgramSection::SkSkbStream { kind: SkSkbKind::StreamVerdict } => Kind::StreamVerdict,
-            _ => continue,
-        };
+        let Some(role) = roles.get(function).copied() else { continue };
         let linked = object.functions.get(&program.function_key());
         let instructions = linked.map(|linked| linked.instructions.iter().map(Instruction::from).collect());
-        programs.push((function.clone(), kind, instructions.unwrap_or_default()));
+        programs.push((function.clone(), role, instructions.unwrap_or_default()));
     }
+    let array_values = sections::array_values(&file, |map| variables.definition_size(map));
     let settings = variables.settings().map(|(name, kind)| (name.to_owned(), kind)).collect();
-    Ok(Parts { maps, programs, patches, settings })
+    Ok(Parts { maps, programs, patches, settings, array_values, known })
 }
 
 /// The initial values of a section of global data: `.bss` has none in the file, which means zeros.

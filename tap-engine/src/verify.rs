@@ -2,13 +2,13 @@
 
 use std::io;
 
-use aya::programs::{ProgramError, SkSkb};
+use aya::programs::{ProgramError, SkSkb, SocketFilter};
 use aya::{EbpfError, EbpfLoader};
 use caps::{CapSet, Capability, has_cap};
 
 use crate::error::LoadError;
 use crate::globals::Patch;
-use crate::object::{Kind, chain};
+use crate::object::chain;
 
 /// Lines of the verifier's log that an error carries.
 const LOG_LINES: usize = 20;
@@ -16,12 +16,13 @@ const LOG_LINES: usize = 20;
 /// Characters of such a line: with the states of all registers they can be thousands.
 const LINE_LENGTH: usize = 200;
 
-/// Loads `functions` of the object `bytes` into the kernel, one after the other; dropping them removes them.
+/// Loads `functions` of the object `bytes` into the kernel, one after the other, each as a `sk_skb` program or, if true, a socket filter; dropping
+/// them removes them.
 pub(crate) fn verify<'a>(
     object: &str,
     bytes: &[u8],
     patches: &[Patch],
-    functions: impl Iterator<Item = (&'a str, Kind)>,
+    functions: impl Iterator<Item = (&'a str, bool)>,
 ) -> Result<(), LoadError> {
     // Without the rights aya's probes fail first, and what it reports is their consequence.
     if !may_load() {
@@ -36,15 +37,19 @@ pub(crate) fn verify<'a>(
         loader.override_global(name, bytes.as_slice(), true);
     }
     let mut loaded = loader.load(bytes).map_err(|error| failed(object, &error))?;
-    for (function, _) in functions {
+    for (function, is_socket_filter) in functions {
         let program = loaded.program_mut(function).ok_or_else(|| LoadError::KernelFailed {
             object: object.to_owned(),
             reason: format!("`{function}` was not found again"),
         })?;
-        // The kernel has one type for both kinds; aya refuses other types here.
-        let program: &mut SkSkb =
-            program.try_into().map_err(|error| failed(object, &EbpfError::ProgramError(error)))?;
-        program.load().map_err(|error| refused(object, function, error))?;
+        // The kernel has one type for parsers and verdicts; aya refuses other types here.
+        let loaded = if is_socket_filter {
+            <&mut SocketFilter>::try_from(program).map(SocketFilter::load)
+        } else {
+            <&mut SkSkb>::try_from(program).map(SkSkb::load)
+        };
+        let loaded = loaded.map_err(|error| failed(object, &EbpfError::ProgramError(error)))?;
+        loaded.map_err(|error| refused(object, function, error))?;
     }
     Ok(())
 }
@@ -62,7 +67,8 @@ fn refused(object: &str, function: &str, error: ProgramError) -> LoadError {
             if log.is_empty() && io_error.kind() == io::ErrorKind::PermissionDenied {
                 return LoadError::NotPermitted { object: object.to_owned(), reason: io_error.to_string() };
             }
-            let reason = io_error.to_string();
+            let place = source_place(&verifier_log.to_string()).map_or(String::new(), |place| format!(" at {place}"));
+            let reason = format!("{io_error}{place}");
             LoadError::Refused { object: object.to_owned(), function: function.to_owned(), reason, log }
         }
         other => failed(object, &EbpfError::ProgramError(other)),
@@ -81,6 +87,14 @@ fn failed(object: &str, error: &EbpfError) -> LoadError {
         cause = error.source();
     }
     LoadError::KernelFailed { object: object.to_owned(), reason }
+}
+
+/// Where the verifier was in the program's source when it ended, `FILE:LINE: TEXT`, if the program tells (`clang -g`): its log says
+/// "; TEXT @ FILE:LINE" before the instructions of a line.
+fn source_place(log: &str) -> Option<String> {
+    let last = log.lines().rev().find(|line| line.starts_with("; ") && line.contains(" @ "))?;
+    let (text, place) = last[2..].rsplit_once(" @ ")?;
+    Some(cut(&format!("{place}: {}", text.trim())))
 }
 
 /// The end of the log: the last lines, without empty ones and statistics, each cut at a length that can be read.

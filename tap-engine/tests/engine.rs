@@ -408,7 +408,11 @@ fn several_functions_share_a_section_and_a_suffix_is_allowed() {
     let functions: Vec<_> = object.functions().collect();
     assert_eq!(
         functions,
-        [("parse_one", Kind::StreamParser), ("parse_two", Kind::StreamParser), ("third", Kind::StreamVerdict)]
+        [
+            ("parse_one", Some(Kind::StreamParser)),
+            ("parse_two", Some(Kind::StreamParser)),
+            ("third", Some(Kind::StreamVerdict))
+        ]
     );
     assert_eq!(run(&mut object.program("parse_two", Kind::StreamParser).unwrap(), b""), Ok(2));
     assert_eq!(run(&mut object.program("parse_one", Kind::StreamParser).unwrap(), b""), Ok(1));

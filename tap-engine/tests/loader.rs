@@ -141,7 +141,7 @@ fn try_all(bytes: &[u8]) {
     let mut flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
     let mut buffer = MessageBuffer::new(64).unwrap();
     for (name, kind) in object.functions() {
-        if let Ok(mut program) = object.program(name, kind) {
+        if let Ok(mut program) = object.program(name, kind.unwrap_or(Kind::StreamVerdict)) {
             let _ = program.run(&mut flow, 0, &mut buffer, 0..64);
         }
     }

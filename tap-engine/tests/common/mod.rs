@@ -61,7 +61,7 @@ pub fn unverified(source: &str) -> Arc<Object> {
 /// Its function `f`, of either kind.
 pub fn function_f(object: &Arc<Object>) -> Program {
     let (_, kind) = object.functions().find(|(name, _)| *name == "f").unwrap();
-    object.program("f", kind).unwrap()
+    object.program("f", kind.unwrap_or(Kind::StreamVerdict)).unwrap()
 }
 
 pub fn flow() -> FlowInfo {
