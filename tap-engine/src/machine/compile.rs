@@ -56,7 +56,9 @@ pub(super) fn compile(programs: &[&Linked], maps: &Maps, mode: Mode) -> Result<C
 
 fn new_module() -> Result<JITModule, Failure> {
     let mut flags = settings::builder();
-    flags.set("opt_level", "speed")?;
+    // clang has optimised the programs already. Cranelift's optimiser moves what computes away from what loads, so that values wait on the
+    // stack: a verdict of 320 instructions took 36 ns with it, and takes 19 without.
+    flags.set("opt_level", "none")?;
     flags.set("is_pic", "false")?;
     flags.set("use_colocated_libcalls", "false")?;
     // Frames are small: the stack of programs is memory of its own.
