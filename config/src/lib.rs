@@ -17,6 +17,7 @@ mod document;
 mod error;
 mod file;
 mod overlap;
+mod programs;
 mod selection;
 mod source;
 mod tap;
@@ -28,8 +29,9 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use ipnet::IpNet;
+pub use programs::{Programs, Set, Setting, Shadow, Verify};
 pub use source::{Diagnostic, Located, Location, Source};
-pub use tap::{Application, Midstream, Mode, OnParseError, Programs, Tap};
+pub use tap::{Application, Midstream, Mode, OnParseError, Tap};
 
 /// The bounds of what an ops file may say, and what holds when it says nothing.
 pub mod limits {
@@ -43,6 +45,10 @@ pub mod limits {
     pub const LIST: usize = 1024;
     /// Bytes of a tap's name.
     pub const NAME_BYTES: usize = 64;
+    /// How deep lists of `set` may be in each other; C programs have no use for more dimensions.
+    pub const SETTING_DEPTH: usize = 4;
+    /// Bytes of the longest path of a unix socket: `sun_path` without its closing zero.
+    pub const SOCKET_PATH_BYTES: usize = 107;
     /// Largest number of a core.
     pub const CORE: usize = 4095;
     /// Largest `limits.flows`.
@@ -76,6 +82,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// `[events] path`: where events go; `None` = off.
     pub events: Option<EventsOutput>,
+    /// `[control] path`: the unix socket on which commands are heard; `None` = off.
+    pub control: Option<Located<PathBuf>>,
     /// `[[tap]]`, at most [`limits::TAPS`], in the order of the file: the first that matches wins.
     pub taps: Vec<Tap>,
 }
