@@ -103,6 +103,15 @@ pub struct Ports {
     pub fragments: Fragments,
 }
 
+impl Ports {
+    /// Whether both say the same, wherever it stands in their files.
+    pub fn is_same(&self, other: &Ports) -> bool {
+        let values = |ports: &Ports| (ports.xdp_mode, ports.cross, ports.fragments);
+        let names = |ports: &Ports| [&ports.client, &ports.server].map(|name| name.value.clone());
+        values(self) == values(other) && names(self) == names(other)
+    }
+}
+
 /// `ports.xdp_mode`
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum XdpMode {
@@ -146,6 +155,16 @@ pub struct Workers {
     pub cores: Option<Vec<Located<usize>>>,
     /// What a worker does while there is nothing to do.
     pub poll: Poll,
+}
+
+impl Workers {
+    /// Whether both say the same, wherever it stands in their files.
+    pub fn is_same(&self, other: &Workers) -> bool {
+        let cores = |workers: &Workers| -> Option<Vec<usize>> {
+            workers.cores.as_ref().map(|cores| cores.iter().map(|core| core.value).collect())
+        };
+        self.poll == other.poll && cores(self) == cores(other)
+    }
 }
 
 /// `workers.poll`

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use config::{Midstream, OnParseError};
 use dataplane::counters::DropReason;
+use dataplane::programs::{Generations, Programs};
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
@@ -46,7 +47,7 @@ impl Workers {
                 name: "len4".into(),
                 selection: Selection { server_ports: vec![TAPPED_PORT..=TAPPED_PORT + 10], ..Selection::default() },
                 state: TapState {
-                    filters: plan.judged.map(filter),
+                    programs: plan.judged.map(|judged| Generations::new(filter(judged).map(Programs::from))),
                     application: Side::Server,
                     observe: false,
                     on_parse_error: if plan.discards { OnParseError::Drop } else { OnParseError::Disconnect },

@@ -15,10 +15,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::{Application, EventsOutput};
 use serde::Serialize;
+use tap_engine::Verdict;
 use tcp::time::Instant;
 use tracing::warn;
 
-use crate::flow_event::{EventKind, FlowEvent};
+use crate::counters::MessageError;
+use crate::flow_event::{Difference, EventKind, FlowEvent};
 use crate::steer::Side;
 
 /// Events that wait to be written; more are lost and counted.
@@ -221,6 +223,15 @@ struct Line<'a> {
     length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    /// What the live verdict said, and was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'static str>,
+    /// What the shadow said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<&'static str>,
+    /// An error in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -232,20 +243,38 @@ struct Lost {
 
 impl<'a> Line<'a> {
     fn new(time: String, tap: &'a TapLabel, event: &FlowEvent) -> Line<'a> {
-        let (length, reason) = match event.kind {
-            EventKind::Dropped(length) | EventKind::Disconnected(length) => (Some(length), Some("verdict")),
-            EventKind::Error(error) => (None, Some(error.as_str())),
-            EventKind::Refused | EventKind::TimedOut | EventKind::TableFull => (None, None),
-        };
-        Line {
+        let line = Line {
             time,
             event: event.kind.as_str(),
             tap: &tap.name,
             flow: format!("{} -> {}", event.key.client, event.key.server),
             vlan: event.key.vlan.into_iter().filter(|id| *id != 0).collect(),
             direction: event.from.map(|from| if from == tap.application { "send" } else { "receive" }),
-            length,
-            reason,
+            length: None,
+            reason: None,
+            live: None,
+            shadow: None,
+            detail: None,
+        };
+        match event.kind {
+            EventKind::Dropped(length) | EventKind::Disconnected(length) => {
+                Line { length: Some(length), reason: Some("verdict"), ..line }
+            }
+            EventKind::Error(error) => {
+                let detail = match error {
+                    MessageError::Stream(error) => Some(error.to_string()),
+                    MessageError::Timeout | MessageError::CutShort => None,
+                };
+                Line { reason: Some(error.as_str()), detail, ..line }
+            }
+            EventKind::Differs(Difference { length, live, shadow }) => Line {
+                length: Some(length),
+                live: Some(live.as_str()),
+                shadow: Some(shadow.map_or("fault", Verdict::as_str)),
+                detail: shadow.err().map(|fault| fault.to_string()),
+                ..line
+            },
+            EventKind::Refused | EventKind::TimedOut | EventKind::TableFull => line,
         }
     }
 }
@@ -300,7 +329,6 @@ mod tests {
     use std::sync::mpsc::{Sender, channel};
 
     use super::*;
-    use crate::counters::MessageError;
     use crate::steer::FlowKey;
 
     /// An output that waits for leave before each write, and hands over what it was given.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use xdp_redirect::Steering;
 
-use crate::counters::{Counters, DropReason, MessageError};
+use crate::counters::{Counters, DirectionCounters, DropReason, MessageError};
 use crate::events::EventSink;
 use crate::io::Published;
 use crate::metrics::{Sample, SampleKind};
@@ -22,6 +22,9 @@ pub struct Snapshot {
     /// The event writer.
     pub events: Option<EventSink>,
 }
+
+/// What a live verdict can say, in the order of its counters.
+const VERDICTS: [&str; 3] = ["pass", "drop", "disconnect"];
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -149,11 +152,18 @@ fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::Tap
     samples.counter("socktap_midstream_passed", help, vec![name()], counters.midstream_passed);
     for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
         let labels = || vec![name(), ("direction", kind.to_string())];
-        for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
+        for (index, verdict) in VERDICTS.iter().enumerate() {
             let mut labels = labels();
-            labels.push(("verdict", verdict.into()));
+            labels.push(("verdict", verdict.to_string()));
             samples.counter("socktap_messages", "Messages judged.", labels.clone(), direction.messages[index]);
             samples.counter("socktap_message_bytes", "Bytes of judged messages.", labels, direction.bytes[index]);
+        }
+        for (live, row) in VERDICTS.iter().zip(&direction.shadow) {
+            for (shadow, &value) in DirectionCounters::SHADOW_NAMES.iter().zip(row) {
+                let mut labels = labels();
+                labels.extend([("live", live.to_string()), ("shadow", shadow.to_string())]);
+                samples.counter("socktap_shadow", "Messages judged twice, by both verdicts.", labels, value);
+            }
         }
         let help = "Bytes that passed without being judged.";
         samples.counter("socktap_unjudged_bytes", help, labels(), direction.unjudged_bytes);
@@ -195,6 +205,7 @@ fn add(total: &mut Counters, worker: &Counters) {
             each(&mut total.messages, &worker.messages);
             each(&mut total.bytes, &worker.bytes);
             each(&mut total.errors, &worker.errors);
+            total.shadow.iter_mut().zip(&worker.shadow).for_each(|(total, worker)| each(total, worker));
             total.unjudged_bytes += worker.unjudged_bytes;
             total.discarded_bytes += worker.discarded_bytes;
         }

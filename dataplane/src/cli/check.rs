@@ -9,7 +9,7 @@ use config::{Application, Config, EventsOutput, Fragments, IpNet, Midstream, Mod
 use xdp_redirect::{Cross, Port};
 
 use super::{Status, bad};
-use crate::load::{self, LoadFailure};
+use crate::load;
 
 /// Checks the ops file and all that it names; prints what a run would do, or everything that is wrong.
 pub(super) fn check(file: &Path) -> Status {
@@ -17,16 +17,10 @@ pub(super) fn check(file: &Path) -> Status {
         Ok(config) => config,
         Err(error) => return bad(&error),
     };
-    let mut problems = Vec::new();
-    let client = keep(&mut problems, load::open_port(&config, &config.ports.client));
-    let server = keep(&mut problems, load::open_port(&config, &config.ports.server));
-    // The objects are verified even if an interface is missing: both faults are told at once.
-    let taps = keep(&mut problems, load::load_taps(&config));
-    let (Some(client), Some(server), Some(_)) = (client, server, taps) else {
-        problems.sort_by_key(|problem: &config::Diagnostic| problem.at);
-        return bad(&LoadFailure { problems });
+    let ports = match load::prepare(&config) {
+        Ok(prepared) => prepared.ports,
+        Err(failure) => return bad(&failure),
     };
-    let ports = [client, server];
     let text = describe(&config, &ports.each_ref().map(describe_port), load::cross(&config, &ports));
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Status::Good,
@@ -35,10 +29,6 @@ pub(super) fn check(file: &Path) -> Status {
             Status::Failed
         }
     }
-}
-
-fn keep<T>(problems: &mut Vec<config::Diagnostic>, result: Result<T, LoadFailure>) -> Option<T> {
-    result.map_err(|failure| problems.extend(failure.problems)).ok()
 }
 
 fn describe_port(port: &Port) -> String {

@@ -12,6 +12,7 @@ use std::sync::{Arc, LazyLock};
 
 use config::Midstream;
 use dataplane::counters::DirectionCounters;
+use dataplane::programs::{Generations, Programs};
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
@@ -44,7 +45,7 @@ fn worker(midstream: Midstream) -> Worker {
         name: "len4".into(),
         selection: Selection { server_ports: vec![6379..=6379], ..Selection::default() },
         state: TapState {
-            filters: [filter(), filter()],
+            programs: [filter(), filter()].map(|filter| Generations::new(filter.map(Programs::from))),
             application: Side::Server,
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,
