@@ -367,7 +367,7 @@ impl IoLoop {
         self.worker.poll_transmit(now, &mut self.ports);
         self.ports.flush()?;
         if let Some(sink) = &self.events {
-            self.worker.drain_events().for_each(|event| sink.try_send(event));
+            self.worker.drain_events().for_each(|event| _ = sink.try_send(event.into()));
         } else {
             self.worker.drain_events().for_each(drop);
         }

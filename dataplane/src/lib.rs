@@ -10,7 +10,7 @@
 //!                   timers
 //! ```
 //!
-//! Everything but [`io`], [`run`], [`reload`], [`metrics`], [`events`] and [`cli`] is sans-IO: no clock, no randomness, no system
+//! Everything but [`io`], [`run`], [`reload`], [`control`], [`records`], [`metrics`], [`events`] and [`cli`] is sans-IO: no clock, no randomness, no system
 //! call. `now` and seeds are arguments, so a whole run can be repeated to the bit in the simulator (`sim/`).
 //!
 //! Invariants of the core:
@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cli;
+pub mod control;
 pub mod counters;
 pub mod events;
 pub mod flow;
@@ -32,6 +33,7 @@ pub mod metrics;
 pub mod opening;
 pub mod programs;
 pub mod pump;
+pub mod records;
 pub mod reload;
 pub mod run;
 pub mod samples;

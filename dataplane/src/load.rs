@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use config::{Config, Diagnostic, Located, Location, Programs, Set, Verify};
-use tap_engine::{Filter, Kind, LoadError, LoadOptions, MapStore, Object, Setting};
+use tap_engine::{Filter, Kind, LoadError, LoadOptions, Map, MapStore, Object, Setting};
 use tcp::time::Duration;
 use xdp_redirect::{Cross, Fragments, Port};
 
@@ -79,6 +79,14 @@ impl LoadedTap {
     /// The tap's directions with programs, by their names in the ops file.
     pub fn directions(&self) -> impl Iterator<Item = (&'static str, &LoadedDirection)> {
         [("receive", &self.receive), ("send", &self.send)].into_iter().filter_map(|(name, d)| Some((name, d.as_ref()?)))
+    }
+
+    /// The maps and global data of all its objects; those that objects share come more than once.
+    pub fn maps(&self) -> impl Iterator<Item = &Arc<Map>> {
+        self.directions().flat_map(|(_, direction)| {
+            let shadow = direction.shadow.iter().flat_map(|(object, _)| object.maps());
+            direction.object.maps().chain(shadow)
+        })
     }
 
     /// Instances of its programs for one worker, and its policies.

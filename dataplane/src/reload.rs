@@ -19,6 +19,7 @@ use config::Config;
 
 use crate::io::{Change, Mailbox};
 use crate::load::{LoadFailure, LoadedTap, Runner, TapMaps, load_taps};
+use crate::records::Records;
 use crate::worker::TapChange;
 
 /// How long a worker may take to come to the end of a batch.
@@ -66,14 +67,24 @@ pub struct Running {
 /// Takes up changed ops files.
 pub struct Reloader {
     running: Mutex<Running>,
-    mailboxes: Arc<[Mailbox]>,
-    seed: u64,
+    workers: Workers,
+}
+
+/// Those to whom a reload matters.
+pub struct Workers {
+    /// How the workers hear of it.
+    pub mailboxes: Arc<[Mailbox]>,
+    /// Who empties the ring buffers.
+    pub records: Records,
+    /// The secret that random numbers of programs follow from.
+    pub seed: u64,
 }
 
 impl Reloader {
-    /// For workers that run `config` with these taps; `seed` is the secret that random numbers follow from.
-    pub fn new(config: Config, taps: Vec<LoadedTap>, maps: TapMaps, mailboxes: Arc<[Mailbox]>, seed: u64) -> Self {
-        Self { running: Mutex::new(Running { config, taps, maps, generation: 1 }), mailboxes, seed }
+    /// For workers that run `config` with these taps.
+    pub fn new(config: Config, taps: Vec<LoadedTap>, maps: TapMaps, workers: Workers) -> Self {
+        workers.records.watch(&taps);
+        Self { running: Mutex::new(Running { config, taps, maps, generation: 1 }), workers }
     }
 
     /// Looks at what runs at present; waits for the end of a reload.
@@ -96,11 +107,12 @@ impl Reloader {
         let generation = running.generation + 1;
         let changes = self.instances(&config, &taps, generation)?;
         let stalled = self.hand_over(changes);
+        self.workers.records.watch(&taps);
         // Workers that have not taken up the programs yet still will.
         *running = Running { config, taps, maps, generation };
         match stalled {
             0 => Ok(generation),
-            stalled => Err(ReloadError::Stalled(stalled, self.mailboxes.len())),
+            stalled => Err(ReloadError::Stalled(stalled, self.workers.mailboxes.len())),
         }
     }
 
@@ -112,18 +124,18 @@ impl Reloader {
         generation: u64,
     ) -> Result<Vec<Vec<TapChange>>, tap_engine::LoadError> {
         let worker = |worker: usize| {
-            let seed = self.seed.wrapping_add(worker as u64) ^ generation.rotate_left(32);
+            let seed = self.workers.seed.wrapping_add(worker as u64) ^ generation.rotate_left(32);
             let runner = Runner { worker, max_message: config.limits.message, seed };
             taps.iter().map(|tap| tap.instances(&runner)).collect()
         };
-        (0..self.mailboxes.len()).map(worker).collect()
+        (0..self.workers.mailboxes.len()).map(worker).collect()
     }
 
     /// Posts the changes, and waits until they are taken up; returns how many were not.
     fn hand_over(&self, changes: Vec<Vec<TapChange>>) -> usize {
         let count = changes.len();
         let (taken, all_taken) = sync_channel(count);
-        for (mailbox, taps) in self.mailboxes.iter().zip(changes) {
+        for (mailbox, taps) in self.workers.mailboxes.iter().zip(changes) {
             mailbox.post(Change { taps, taken: taken.clone() });
         }
         drop(taken);

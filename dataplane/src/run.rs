@@ -11,12 +11,14 @@ use signal_hook::iterator::Signals;
 use tracing::{error, info};
 use xdp_redirect::{Attached, Cross, Frame, Port, RING_SIZE, Rule, Socket, SocketConfig, Steering, Umem, XdpMode};
 
+use crate::control::{ControlServer, ControlSocket, Service};
 use crate::events::{EventSink, TapLabel};
 use crate::io::{IoConfig, IoLoop, Mailbox, Published, now};
 use crate::load::{LoadFailure, LoadedTap, Prepared, Runner};
 use crate::metrics::MetricsServer;
 use crate::programs::Generations;
-use crate::reload::Reloader;
+use crate::records::Records;
+use crate::reload::{Reloader, Workers};
 use crate::samples::Snapshot;
 use crate::steer::{Selection, Side};
 use crate::worker::{Tap, TapState, Worker, WorkerConfig};
@@ -56,6 +58,9 @@ pub enum RunError {
     /// The events cannot be written.
     #[error(transparent)]
     Events(#[from] crate::events::EventsError),
+    /// Commands cannot be heard.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
     /// More queues than workers can serve, or fewer than workers asked for.
     #[error("{0}")]
     Queues(String),
@@ -76,6 +81,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     // From here on a signal is heard, however long the start takes.
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| RunError::System("signals", error))?;
     let signal_handle = signals.handle();
+    let control = config.control.as_ref().map(|path| ControlSocket::bind(&path.value)).transpose()?;
 
     let rules: Vec<Rule> = taps.iter().map(|tap| rule(&tap.config)).collect();
     let mut steering =
@@ -123,6 +129,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         threads.push(thread.map_err(|error| RunError::System("thread", error))?);
     }
 
+    let records = Records::start(events.clone()).map_err(|error| RunError::System("thread", error))?;
     let steering = Arc::new(Mutex::new(steering));
     let metrics = match config.metrics {
         Some(listen) => {
@@ -131,12 +138,16 @@ pub fn run(config: &Config) -> Result<(), RunError> {
                 published: published.clone(),
                 steering: Arc::clone(&steering),
                 events: events.clone(),
+                records: records.clone(),
             };
             Some(MetricsServer::serve(listen, move || snapshot.samples())?)
         }
         None => None,
     };
-    let reloader = Reloader::new(config.clone(), taps, maps, Arc::clone(&mailboxes), seeds.private);
+    let watchers = Workers { mailboxes: Arc::clone(&mailboxes), records, seed: seeds.private };
+    let reloader = Arc::new(Reloader::new(config.clone(), taps, maps, watchers));
+    let service = Service { reloader: Arc::clone(&reloader), published };
+    let control = control.map(|socket| ControlServer::start(socket, service)).transpose()?;
     announce(config, &ports, &steering.lock().expect("not poisoned").modes(), cross, worker_count);
 
     for signal in signals.forever() {
@@ -159,6 +170,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             outcome = Err(failure);
         }
     }
+    drop(control);
     drop(metrics);
     drop(steering);
     info!("socktap has ended: programs detached, flows reset");

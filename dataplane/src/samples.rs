@@ -8,6 +8,7 @@ use crate::counters::{Counters, DirectionCounters, DropReason, MessageError};
 use crate::events::EventSink;
 use crate::io::Published;
 use crate::metrics::{Sample, SampleKind};
+use crate::records::Records;
 use crate::steer::Side;
 use crate::worker::TapState;
 
@@ -21,6 +22,8 @@ pub struct Snapshot {
     pub steering: Arc<Mutex<Steering>>,
     /// The event writer.
     pub events: Option<EventSink>,
+    /// The ring buffers.
+    pub records: Records,
 }
 
 /// What a live verdict can say, in the order of its counters.
@@ -50,7 +53,18 @@ impl Snapshot {
         for (tap, counters) in self.taps.iter().zip(&total.taps) {
             tap_samples(&mut samples, tap, counters);
         }
+        self.record_samples(&mut samples);
         samples.0
+    }
+
+    fn record_samples(&self, samples: &mut Samples) {
+        for (tap, map, counts) in self.records.counts() {
+            let Some(tap) = self.taps.get(tap) else { continue };
+            let labels = || vec![("tap", tap.clone()), ("map", map.to_string())];
+            samples.counter("socktap_records", "Records that programs put into ring buffers.", labels(), counts.taken);
+            let help = "Records that found no room in a ring buffer or in the event file.";
+            samples.counter("socktap_records_lost", help, labels(), counts.lost);
+        }
     }
 
     fn steering_samples(&self, samples: &mut Samples) {
