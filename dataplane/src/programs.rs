@@ -154,3 +154,50 @@ impl Held {
         self.0 = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tap_engine::{Kind, Object};
+
+    use super::*;
+
+    fn programs() -> Option<Programs> {
+        let object = Object::from_bytes("len4", tap_engine::shipped::LEN4).unwrap();
+        Some(Filter::new(object.program("parse_len4", Kind::StreamParser).unwrap(), None, 100).into())
+    }
+
+    #[test]
+    fn a_generation_lives_as_long_as_a_flow_needs_it() {
+        let mut generations = Generations::new(programs());
+        let mut held = Held::default();
+        assert_eq!(held.take_up(&generations, false), Taken::Changed);
+        generations.replace(programs());
+        assert_eq!((held.take_up(&generations, true), held.is_outdated(&generations)), (Taken::Same, true));
+        assert_eq!(generations.earlier(), 1);
+        assert_eq!(held.take_up(&generations, false), Taken::Changed);
+        assert_eq!((held.take_up(&generations, true), held.is_outdated(&generations)), (Taken::Same, false));
+        assert_eq!(generations.earlier(), 0);
+        generations.replace(None);
+        assert_eq!(held.take_up(&generations, true), Taken::Same);
+        assert_eq!(held.take_up(&generations, false), Taken::Nothing);
+        assert_eq!(generations.earlier(), 0);
+    }
+
+    #[test]
+    fn beyond_the_limit_the_oldest_generation_is_withdrawn() {
+        let mut generations = Generations::new(programs());
+        let mut flows: Vec<Held> = Vec::new();
+        for _ in 0..EARLIER_LIMIT + 3 {
+            let mut held = Held::default();
+            held.take_up(&generations, false);
+            flows.push(held);
+            generations.replace(programs());
+            assert!(generations.earlier() <= EARLIER_LIMIT);
+        }
+        for (number, held) in flows.iter_mut().enumerate() {
+            let taken = if number < 3 { Taken::Changed } else { Taken::Same };
+            assert_eq!(held.take_up(&generations, true), taken, "{number}");
+            let _ = held.generation().expect("programs").programs();
+        }
+    }
+}
