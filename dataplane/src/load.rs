@@ -278,7 +278,14 @@ impl Loader<'_> {
             set: set.iter().map(|(name, value)| (name.clone(), setting(&value.value))).collect(),
             maps: Arc::clone(&self.maps),
         };
-        let object = load_object(&path.value, &options, verify).map_err(|error| self.problem(path.at, &error)).ok();
+        let object = load_object(&path.value, &options, verify).map_err(|error| {
+            let at = match &error {
+                LoadError::BadSetting { name, .. } => set.get(name).map_or(path.at, |value| value.at),
+                _ => path.at,
+            };
+            self.problem(at, &error);
+        });
+        let object = object.ok();
         self.objects.push(Asked { path: key, set: set.clone(), verify, object: object.clone() });
         object
     }

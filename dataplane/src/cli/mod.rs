@@ -89,7 +89,9 @@ fn bad(error: &dyn std::fmt::Display) -> Status {
 
 /// `SOCKTAP_LOG` chooses what is logged, in the notation of tracing's `EnvFilter`.
 fn log_to_stderr(default: &str) {
-    let filter = EnvFilter::try_from_env("SOCKTAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // The compiler of programs tells of each function at length.
+    let default = || EnvFilter::new(format!("{default},cranelift=warn"));
+    let filter = EnvFilter::try_from_env("SOCKTAP_LOG").unwrap_or_else(|_| default());
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // It fails only if somebody who uses us as a library has set one up already: theirs stays.
