@@ -13,17 +13,7 @@ use crate::source::{Diagnostic, Located, Location, Source};
 pub(crate) type Value<'a> = Spanned<DeValue<'a>>;
 
 /// Keys of later versions: refused by name, so that nobody takes them for misspelt.
-const LATER: &[&str] = &[
-    "bypass",
-    "control",
-    "on_memory_cap",
-    "on_message_too_big",
-    "on_table_full",
-    "set",
-    "shadow",
-    "untapped",
-    "verify",
-];
+const LATER: &[&str] = &["bypass", "on_memory_cap", "on_message_too_big", "on_table_full", "untapped"];
 
 /// Collects what is wrong.
 pub(crate) struct Reader {

@@ -1,6 +1,7 @@
 //! The document's sections.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use toml::de::{DeTable, DeValue};
 
@@ -21,13 +22,14 @@ pub(crate) fn parse(source: Source) -> Result<Config, ConfigError> {
     let root = document.get_ref();
     let mut reader = Reader { source, problems: Vec::new() };
     let whole = Table { name: "the file", entries: root, at: reader.at(0..0) };
-    reader.check_keys(whole, &["ports", "workers", "limits", "metrics", "events", "tap"]);
+    reader.check_keys(whole, &["ports", "workers", "limits", "metrics", "events", "control", "tap"]);
 
     let ports = read_ports(&mut reader, whole);
     let workers = read_workers(&mut reader, root);
     let limits = read_limits(&mut reader, root);
     let metrics = read_metrics(&mut reader, root);
     let events = read_events(&mut reader, root);
+    let control = read_control(&mut reader, root);
     let taps = read_taps(&mut reader, root);
     if reader.problems.is_empty() {
         // A wrong list of prefixes stands for all addresses until here; comparing those would mislead.
@@ -36,7 +38,7 @@ pub(crate) fn parse(source: Source) -> Result<Config, ConfigError> {
 
     match ports {
         Some(ports) if reader.problems.is_empty() => {
-            Ok(Config { source: reader.source, ports, workers, limits, metrics, events, taps })
+            Ok(Config { source: reader.source, ports, workers, limits, metrics, events, control, taps })
         }
         _ => Err(ConfigError::invalid(reader.problems)),
     }
@@ -216,6 +218,25 @@ fn read_events(reader: &mut Reader, root: &DeTable<'_>) -> Option<EventsOutput> 
         "-" => Some(EventsOutput::Stdout),
         file => Some(EventsOutput::File(reader.source.resolve(file))),
     }
+}
+
+fn read_control(reader: &mut Reader, root: &DeTable<'_>) -> Option<Located<PathBuf>> {
+    let table = reader.section(root, "control", "[control]")?;
+    reader.check_keys(table, &["path"]);
+    let value = reader.required(table, "path", "\"/run/socktap.sock\"")?;
+    let path = reader.string("path", value)?;
+    if path.value.is_empty() || path.value.contains('\0') {
+        reader.problem(path.at, "`path` is not the name of a file", "name the socket, such as \"/run/socktap.sock\"");
+        return None;
+    }
+    let socket = reader.source.resolve(path.value);
+    let length = socket.as_os_str().len();
+    if length > limits::SOCKET_PATH_BYTES {
+        let message = format!("`path` is too long for a socket: {length} bytes, its folder included");
+        reader.problem(path.at, message, format_args!("at most {} bytes are taken", limits::SOCKET_PATH_BYTES));
+        return None;
+    }
+    Some(Located { value: socket, at: path.at })
 }
 
 fn read_taps(reader: &mut Reader, root: &DeTable<'_>) -> Vec<tap::Tap> {

@@ -17,6 +17,7 @@ mod document;
 mod error;
 mod file;
 mod overlap;
+mod programs;
 mod selection;
 mod source;
 mod tap;
@@ -28,8 +29,9 @@ use std::time::Duration;
 
 pub use error::ConfigError;
 pub use ipnet::IpNet;
+pub use programs::{Programs, Set, Setting, Shadow, Verify};
 pub use source::{Diagnostic, Located, Location, Source};
-pub use tap::{Application, Midstream, Mode, OnParseError, Programs, Tap};
+pub use tap::{Application, Midstream, Mode, OnParseError, Tap};
 
 /// The bounds of what an ops file may say, and what holds when it says nothing.
 pub mod limits {
@@ -43,6 +45,10 @@ pub mod limits {
     pub const LIST: usize = 1024;
     /// Bytes of a tap's name.
     pub const NAME_BYTES: usize = 64;
+    /// How deep lists of `set` may be in each other; C programs have no use for more dimensions.
+    pub const SETTING_DEPTH: usize = 4;
+    /// Bytes of the longest path of a unix socket: `sun_path` without its closing zero.
+    pub const SOCKET_PATH_BYTES: usize = 107;
     /// Largest number of a core.
     pub const CORE: usize = 4095;
     /// Largest `limits.flows`.
@@ -76,6 +82,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// `[events] path`: where events go; `None` = off.
     pub events: Option<EventsOutput>,
+    /// `[control] path`: the unix socket on which commands are heard; `None` = off.
+    pub control: Option<Located<PathBuf>>,
     /// `[[tap]]`, at most [`limits::TAPS`], in the order of the file: the first that matches wins.
     pub taps: Vec<Tap>,
 }
@@ -93,6 +101,15 @@ pub struct Ports {
     pub cross: Cross,
     /// What becomes of fragments of TCP between addresses that a tap selects.
     pub fragments: Fragments,
+}
+
+impl Ports {
+    /// Whether both say the same, wherever it stands in their files.
+    pub fn is_same(&self, other: &Ports) -> bool {
+        let values = |ports: &Ports| (ports.xdp_mode, ports.cross, ports.fragments);
+        let names = |ports: &Ports| [&ports.client, &ports.server].map(|name| name.value.clone());
+        values(self) == values(other) && names(self) == names(other)
+    }
 }
 
 /// `ports.xdp_mode`
@@ -138,6 +155,16 @@ pub struct Workers {
     pub cores: Option<Vec<Located<usize>>>,
     /// What a worker does while there is nothing to do.
     pub poll: Poll,
+}
+
+impl Workers {
+    /// Whether both say the same, wherever it stands in their files.
+    pub fn is_same(&self, other: &Workers) -> bool {
+        let cores = |workers: &Workers| -> Option<Vec<usize>> {
+            workers.cores.as_ref().map(|cores| cores.iter().map(|core| core.value).collect())
+        };
+        self.poll == other.poll && cores(self) == cores(other)
+    }
 }
 
 /// `workers.poll`

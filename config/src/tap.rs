@@ -2,13 +2,13 @@
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
 use toml::de::DeValue;
 
 use crate::document::{Reader, Table, Value, kind, printable};
+use crate::programs::{self, Programs};
 use crate::source::{Located, Location};
 use crate::{limits, units};
 
@@ -46,19 +46,6 @@ impl Tap {
     pub fn is_pass_all(&self) -> bool {
         self.receive.is_none() && self.send.is_none()
     }
-}
-
-/// The programs of one direction.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Programs {
-    /// The whole table's place.
-    pub at: Location,
-    /// The object file, resolved against the folder of the ops file. Not opened here.
-    pub object: Located<PathBuf>,
-    /// The function that is the stream parser.
-    pub parser: Located<String>,
-    /// The function that is the verdict; `None` = all messages pass.
-    pub verdict: Option<Located<String>>,
 }
 
 /// `mode`
@@ -134,8 +121,8 @@ pub(crate) fn read(reader: &mut Reader, table: Table<'_>) -> Option<Tap> {
         let words = [("server", Application::Server), ("client", Application::Client)];
         reader.choice("application", value, &words)
     });
-    let receive = get("receive").and_then(|value| programs(reader, "receive", value));
-    let send = get("send").and_then(|value| programs(reader, "send", value));
+    let receive = get("receive").and_then(|value| programs::read(reader, "receive", value));
+    let send = get("send").and_then(|value| programs::read(reader, "send", value));
     let on_parse_error = get("on_parse_error").and_then(|value| {
         let words =
             [("disconnect", OnParseError::Disconnect), ("drop", OnParseError::Drop), ("pass", OnParseError::Pass)];
@@ -271,53 +258,6 @@ fn merge(mut ranges: Vec<RangeInclusive<u16>>) -> Vec<RangeInclusive<u16>> {
         }
     }
     merged
-}
-
-fn programs(reader: &mut Reader, key: &'static str, value: &Value<'_>) -> Option<Programs> {
-    let at = reader.at(value.span());
-    let DeValue::Table(entries) = value.get_ref() else {
-        let message = format!("`{key}` must be a table, found {}", kind(value.get_ref()));
-        let help =
-            format!("write it as: {key} = {{ object = \"FILE\", parser = \"FUNCTION\", verdict = \"FUNCTION\" }}");
-        reader.problem(at, message, help);
-        return None;
-    };
-    let name = format!("`{key}`");
-    let table = Table { name: &name, entries, at };
-    reader.check_keys(table, &["object", "parser", "verdict"]);
-    let verdict = entries.get("verdict").map(|value| function(reader, "verdict", value));
-    let parser = if verdict.is_some() && !entries.contains_key("parser") {
-        let message = format!("`{key}` has a `verdict` but no `parser`");
-        reader.problem(at, message, "a verdict judges whole messages: name the `parser` that finds them");
-        None
-    } else {
-        reader.required(table, "parser", "\"FUNCTION\"").and_then(|value| function(reader, "parser", value))
-    };
-    let object = reader.required(table, "object", "\"FILE.bpf.o\"");
-    let object = object.and_then(|value| reader.string("object", value)).and_then(|path| {
-        if path.value.is_empty() || path.value.contains('\0') {
-            reader.problem(path.at, "`object` is not the name of a file", "name the compiled object file");
-            return None;
-        }
-        Some(Located { value: reader.source.resolve(path.value), at: path.at })
-    });
-    let verdict = match verdict {
-        Some(verdict) => Some(verdict?),
-        None => None,
-    };
-    Some(Programs { at, object: object?, parser: parser?, verdict })
-}
-
-fn function(reader: &mut Reader, key: &str, value: &Value<'_>) -> Option<Located<String>> {
-    let name = reader.string(key, value)?;
-    let mut bytes = name.value.bytes();
-    let starts = bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    if !starts || name.value.len() > 255 || !bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        let message = format!("\"{}\" cannot be the name of a function", printable(name.value));
-        reader.problem(name.at, message, "give the C function's name as it stands in the program's source");
-        return None;
-    }
-    Some(Located { value: name.value.to_owned(), at: name.at })
 }
 
 fn timeout(reader: &mut Reader, value: &Value<'_>) -> Option<Duration> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use config::{
     Application, Config, ConfigError, Cross, EventsOutput, Fragments, Limits, Midstream, Mode, OnParseError, Poll,
-    XdpMode,
+    Programs, Setting, Verify, XdpMode,
 };
 use proptest::prelude::*;
 
@@ -141,6 +141,48 @@ fn other_values() {
     }
 }
 
+/// The tap's `receive`, which is written as `table`.
+fn receive(table: &str) -> Programs {
+    let text = format!("{PORTS}[[tap]]\nname = \"x\"\nreceive = {table}\n");
+    let config = parse(&text).unwrap_or_else(|error| panic!("{error}"));
+    config.taps[0].receive.clone().expect("a table")
+}
+
+#[test]
+fn programs_have_settings_and_shadows() {
+    let plain = receive("{ object = \"a.o\", parser = \"p\" }");
+    assert!(plain.set.is_empty() && plain.shadow.is_none() && plain.verify == Verify::Kernel);
+
+    let full = receive(
+        "{ object = \"a.o\", parser = \"p\", verify = \"off\", set = { low = -5, high = 0x7fff_ffff_ffff_ffff, on = true, \
+         word = \"GET\", table = [[1, 2], [\"x\"], []] }, shadow = { object = \"b.o\", verdict = \"v\", set = { n = 1 } } }",
+    );
+    let value = |name: &str| full.set[name].value.clone();
+    assert_eq!((value("low"), value("high")), (Setting::Integer(-5), Setting::Integer(i64::MAX)));
+    assert_eq!((value("on"), value("word")), (Setting::Boolean(true), Setting::Text("GET".into())));
+    let list = |entries: &[Setting]| Setting::List(entries.to_vec());
+    let [one, two] = [1, 2].map(Setting::Integer);
+    assert_eq!(value("table"), list(&[list(&[one, two]), list(&[Setting::Text("x".into())]), list(&[])]));
+    assert_eq!(full.set["low"].at.column, 73);
+    assert_eq!(full.verify, Verify::Off);
+    let shadow = full.shadow.expect("a shadow");
+    assert_eq!((&*shadow.object.value, &*shadow.verdict.value), (Path::new("etc/b.o"), "v"));
+    assert_eq!((shadow.set["n"].value.clone(), shadow.verify), (Setting::Integer(1), Verify::Kernel));
+}
+
+#[test]
+fn the_control_socket_lies_beside_the_file() {
+    let control = |path: &str| parse(&format!("{PORTS}[control]\npath = \"{path}\"\n"));
+    let path = |path: &str| control(path).unwrap().control.unwrap().value;
+    assert_eq!(path("/run/socktap.sock"), Path::new("/run/socktap.sock"));
+    assert_eq!(path("c.sock"), Path::new("etc/c.sock"));
+    assert!(parse(PORTS).unwrap().control.is_none());
+    // `etc/` and 103 bytes are the most that an address takes.
+    assert!(control(&"x".repeat(103)).is_ok());
+    let error = control(&"x".repeat(104)).unwrap_err().to_string();
+    assert!(error.starts_with("etc/ops.toml:5:8: `path` is too long for a socket: 108 bytes"), "{error}");
+}
+
 #[test]
 fn wrong_files_and_their_messages() {
     // (what follows good [ports], the message from line:column on)
@@ -216,8 +258,8 @@ fn wrong_files_and_their_messages() {
             "6:1: unknown key `sever_port` in [[tap]]\n  |\n6 | sever_port = [80]\n  | ^^^^^^^^^^\nhelp: did you mean `server_port`?",
         ),
         (
-            "[[tap]]\nname = \"x\"\nshadow = true\n",
-            "6:1: `shadow` in [[tap]] is not supported yet\n  |\n6 | shadow = true\n  | ^^^^^^\n\
+            "[[tap]]\nname = \"x\"\nbypass = true\n",
+            "6:1: `bypass` in [[tap]] is not supported yet\n  |\n6 | bypass = true\n  | ^^^^^^\n\
              help: remove the key: this version cannot do what it says",
         ),
         (
@@ -255,6 +297,45 @@ fn wrong_files_and_their_messages() {
             "6:35: \"p()\" cannot be the name of a function\n  |\n6 | send = { object = \"a.o\", parser = \"p()\" }\n  \
              |                                   ^^^^^\n\
              help: give the C function's name as it stands in the program's source",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", parser = \"p\", verify = \"no\" }\n",
+            "6:49: `verify` cannot be \"no\"\n  |\n6 | send = { object = \"a.o\", parser = \"p\", verify = \"no\" }\n  \
+             |                                                 ^^^^\nhelp: the values here are `kernel`, `off`",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", parser = \"p\", set = 1 }\n",
+            "6:46: `set` must be a table, found a whole number\n  |\n6 | send = { object = \"a.o\", parser = \"p\", set = 1 }\n  \
+             |                                              ^\nhelp: write it as: set = { VARIABLE = VALUE }",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", parser = \"p\", set = { a = [1, 2.5] } }\n",
+            "6:56: `a` cannot be a decimal number\n  |\n6 | send = { object = \"a.o\", parser = \"p\", set = { a = [1, 2.5] } }\n  \
+             |                                                        ^^^\n\
+             help: values are whole numbers of 64 bits, true or false, strings, and lists of these",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", parser = \"p\", set = { a-b = 1 } }\n",
+            "6:48: \"a-b\" cannot be the name of a variable\n  |\n6 | send = { object = \"a.o\", parser = \"p\", set = { a-b = 1 } }\n  \
+             |                                                ^^^\n\
+             help: give the variable's name as it stands in the program's source",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", shadow = { object = \"b.o\", verdict = \"v\" } }\n",
+            "6:8: `send` has a `shadow` but no `parser`\n  |\n\
+             6 | send = { object = \"a.o\", shadow = { object = \"b.o\", verdict = \"v\" } }\n  \
+             |        ^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^^\n\
+             help: a verdict judges whole messages: name the `parser` that finds them",
+        ),
+        (
+            "[[tap]]\nname = \"x\"\nsend = { object = \"a.o\", parser = \"p\", shadow = { object = \"b.o\" } }\n",
+            "6:49: `shadow` has no `verdict`\n  |\n6 | send = { object = \"a.o\", parser = \"p\", shadow = { object = \"b.o\" } }\n  \
+             |                                                 ^^^^^^^^^^^^^^^^^^\nhelp: add a line such as: verdict = \"FUNCTION\"",
+        ),
+        (
+            "[control]\npath = \"\"\n",
+            "5:8: `path` is not the name of a file\n  |\n5 | path = \"\"\n  |        ^^\n\
+             help: name the socket, such as \"/run/socktap.sock\"",
         ),
         (
             "[[tap]]\nname = \"x\"\nmode = \"enforced\"\n",

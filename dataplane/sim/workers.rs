@@ -5,15 +5,16 @@ use std::sync::{Arc, LazyLock};
 
 use config::{Midstream, OnParseError};
 use dataplane::counters::DropReason;
+use dataplane::programs::{Generations, Programs};
 use dataplane::steer::Selection;
-use dataplane::worker::{Tap, TapState};
+use dataplane::worker::{Tap, TapChange, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
 use tap_engine::{Filter, Kind, Object};
 use tcp::time::Instant;
 
 use crate::middle::{Middle, Outbox, Sided};
 use crate::random::Random;
-use crate::scenario::{Scenario, TAPPED_PORT};
+use crate::scenario::{MiddlePlan, Scenario, TAPPED_PORT};
 
 /// The filter for messages behind a 4-byte length. Shared by all runs, as by all workers: it keeps nothing.
 static LEN4: LazyLock<Arc<Object>> = LazyLock::new(|| {
@@ -27,29 +28,41 @@ pub struct Workers {
     handed: VecDeque<(usize, usize, Vec<u8>)>,
     /// Which queue, and so which worker, a frame comes in on.
     random: Random,
+    /// Percent of batches before which a worker's programs change, to the same ones.
+    changes: usize,
+    changed: u64,
+    plan: MiddlePlan,
     partial: bool,
+}
+
+/// Programs of both directions.
+fn programs(plan: &MiddlePlan) -> [Option<Programs>; 2] {
+    plan.judged.map(|judged| {
+        judged.then(|| {
+            let program = |name, kind| LEN4.program(name, kind).expect("the shipped filter has its programs");
+            let verdict = plan.verdicts.then(|| program("by_first_byte", Kind::StreamVerdict));
+            Filter::new(program("parse_len4", Kind::StreamParser), verdict, plan.message).into()
+        })
+    })
+}
+
+fn on_parse_error(plan: &MiddlePlan) -> OnParseError {
+    if plan.discards { OnParseError::Drop } else { OnParseError::Disconnect }
 }
 
 impl Workers {
     /// Workers with the scenario's tap.
     pub fn new(seed: u64, scenario: &Scenario) -> Self {
         let plan = &scenario.middle;
-        let filter = |judged: bool| {
-            judged.then(|| {
-                let program = |name, kind| LEN4.program(name, kind).expect("the shipped filter has its programs");
-                let verdict = plan.verdicts.then(|| program("by_first_byte", Kind::StreamVerdict));
-                Filter::new(program("parse_len4", Kind::StreamParser), verdict, plan.message)
-            })
-        };
         let worker = |index: usize| {
             let tap = Tap {
                 name: "len4".into(),
                 selection: Selection { server_ports: vec![TAPPED_PORT..=TAPPED_PORT + 10], ..Selection::default() },
                 state: TapState {
-                    filters: plan.judged.map(filter),
+                    programs: programs(plan).map(Generations::new),
                     application: Side::Server,
                     observe: false,
-                    on_parse_error: if plan.discards { OnParseError::Drop } else { OnParseError::Disconnect },
+                    on_parse_error: on_parse_error(plan),
                     message_timeout: None,
                     midstream: Midstream::Reset,
                 },
@@ -72,6 +85,9 @@ impl Workers {
             workers: (0..plan.workers).map(worker).collect(),
             handed: VecDeque::new(),
             random: Random::new(!seed),
+            changes: Random::new(seed ^ 0xc4a2_6e5d).pick(&[0, 0, 1, 10, 50]),
+            changed: 0,
+            plan: plan.clone(),
             partial: scenario.hosts.iter().any(|host| host.partial_checksums),
         }
     }
@@ -115,6 +131,16 @@ impl Middle for Workers {
             self.handle(now, owner, from, frame, out)?;
         }
         for worker in &mut self.workers {
+            if self.changes > 0 && self.random.chance(self.changes) {
+                let change = TapChange {
+                    programs: programs(&self.plan),
+                    observe: false,
+                    on_parse_error: on_parse_error(&self.plan),
+                    message_timeout: None,
+                };
+                worker.change_taps(vec![change]);
+                self.changed += 1;
+            }
             if worker.poll_at().is_some_and(|deadline| deadline <= now) {
                 worker.handle_timeouts(now);
             }
@@ -146,7 +172,7 @@ impl Middle for Workers {
     }
 
     fn counts(&self) -> Vec<(&'static str, u64)> {
-        let mut counts = Vec::new();
+        let mut counts = vec![("changes of programs", self.changed)];
         for tcp in self.workers.iter().flat_map(Worker::tcp_counters) {
             counts.extend([
                 ("retransmissions", tcp.retransmissions),

@@ -1,6 +1,6 @@
 //! What a worker counts. Plain numbers that only their worker writes; [`crate::io`] publishes copies.
 
-use tap_engine::StreamError;
+use tap_engine::{ProgramFault, StreamError, Verdict};
 
 /// Why a frame (or what it asked for) was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,6 +107,20 @@ pub struct DirectionCounters {
     pub discarded_bytes: u64,
     /// Errors, numbered as in [`MessageError::NAMES`].
     pub errors: [u64; MessageError::NAMES.len()],
+    /// Messages that a shadow judged too, by the live verdict, and by what the shadow said: numbered as in
+    /// [`SHADOW_NAMES`](Self::SHADOW_NAMES).
+    pub shadow: [[u64; Self::SHADOW_NAMES.len()]; 3],
+}
+
+impl DirectionCounters {
+    /// What a shadow can say.
+    pub const SHADOW_NAMES: [&'static str; 4] = ["pass", "drop", "disconnect", "fault"];
+
+    /// Counts what a shadow said about a message.
+    pub(crate) fn count_shadow(&mut self, live: Verdict, shadow: Result<Verdict, ProgramFault>) {
+        let said = shadow.map_or(3, |verdict| verdict as usize);
+        self.shadow[live as usize][said] += 1;
+    }
 }
 
 /// Counts of one tap.

@@ -15,14 +15,18 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::{Application, EventsOutput};
 use serde::Serialize;
+use tap_engine::Verdict;
 use tcp::time::Instant;
 use tracing::warn;
 
-use crate::flow_event::{EventKind, FlowEvent};
+use crate::counters::MessageError;
+use crate::flow_event::{Difference, EventKind, FlowEvent};
 use crate::steer::Side;
 
 /// Events that wait to be written; more are lost and counted.
 const QUEUE: usize = 4096;
+/// Bytes of a record that the file shows.
+const RECORD_BYTES: usize = 4096;
 /// How long the end of the process waits for the last events to be written.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -62,12 +66,54 @@ impl From<&config::Tap> for TapLabel {
     }
 }
 
+/// Something to write.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// Something happened to a flow.
+    Flow(FlowEvent),
+    /// A program had something to say.
+    Record(Record),
+}
+
+/// What a program has put into a ring buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Index of its tap.
+    tap: usize,
+    /// The ring buffer's name.
+    map: Arc<str>,
+    /// Bytes of the whole.
+    length: usize,
+    /// At most [`RECORD_BYTES`] of it.
+    bytes: Vec<u8>,
+}
+
+impl Record {
+    /// The record `bytes` of a map of the tap with this index.
+    pub fn new(tap: usize, map: &Arc<str>, bytes: &[u8]) -> Record {
+        let shown = bytes[..bytes.len().min(RECORD_BYTES)].to_vec();
+        Record { tap, map: Arc::clone(map), length: bytes.len(), bytes: shown }
+    }
+}
+
+impl From<FlowEvent> for Event {
+    fn from(event: FlowEvent) -> Event {
+        Event::Flow(event)
+    }
+}
+
+impl From<Record> for Event {
+    fn from(record: Record) -> Event {
+        Event::Record(record)
+    }
+}
+
 /// Where workers report events. Clones share one writer; when the last one is dropped, what waits is written first.
 #[derive(Clone)]
 pub struct EventSink(Arc<Shared>);
 
 struct Shared {
-    queue: Option<SyncSender<FlowEvent>>,
+    queue: Option<SyncSender<Event>>,
     finished: Mutex<Receiver<()>>,
     lost: Arc<AtomicU64>,
 }
@@ -87,12 +133,13 @@ impl EventSink {
         }
     }
 
-    /// Queues an event. Never waits: an event that finds no room is counted as lost.
-    pub fn try_send(&self, event: FlowEvent) {
+    /// Queues an event. Never waits: an event that finds no room is counted as lost. False: it is lost.
+    pub fn try_send(&self, event: Event) -> bool {
         let sent = self.0.queue.as_ref().is_some_and(|queue| queue.try_send(event).is_ok());
         if !sent {
             self.0.lost.fetch_add(1, Ordering::Relaxed);
         }
+        sent
     }
 
     /// Events that were lost since the start: no room in the queue, or the output refused them.
@@ -147,7 +194,7 @@ struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    fn run(&mut self, events: &Receiver<FlowEvent>) {
+    fn run(&mut self, events: &Receiver<Event>) {
         while let Ok(event) = events.recv() {
             let clock = Clock::read();
             self.add(&clock, event);
@@ -164,12 +211,19 @@ impl<W: Write> Writer<W> {
         self.write();
     }
 
-    fn add(&mut self, clock: &Clock, event: FlowEvent) {
-        let Some(tap) = self.taps.get(event.tap) else {
+    fn add(&mut self, clock: &Clock, event: Event) {
+        let tap = match &event {
+            Event::Flow(event) => event.tap,
+            Event::Record(record) => record.tap,
+        };
+        let Some(tap) = self.taps.get(tap) else {
             self.lost.fetch_add(1, Ordering::Relaxed);
             return;
         };
-        put_line(&mut self.batch, &Line::new(clock.time_of(event.at), tap, &event));
+        match event {
+            Event::Flow(event) => put_line(&mut self.batch, &Line::new(clock.time_of(event.at), tap, &event)),
+            Event::Record(record) => put_line(&mut self.batch, &RecordLine::new(rfc3339(clock.wall_us), tap, &record)),
+        }
         self.events += 1;
     }
 
@@ -221,6 +275,54 @@ struct Line<'a> {
     length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    /// What the live verdict said, and was done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<&'static str>,
+    /// What the shadow said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<&'static str>,
+    /// An error in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<String>,
+}
+
+/// A record as the file shows it.
+#[derive(Serialize)]
+struct RecordLine<'a> {
+    time: String,
+    event: &'static str,
+    tap: &'a str,
+    map: &'a str,
+    length: usize,
+    bytes: String,
+    /// The bytes without zeros at their end, if they are a text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+}
+
+impl<'a> RecordLine<'a> {
+    fn new(time: String, tap: &'a TapLabel, record: &'a Record) -> RecordLine<'a> {
+        let end = record.bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let text = std::str::from_utf8(&record.bytes[..end]).ok();
+        RecordLine {
+            time,
+            event: "record",
+            tap: &tap.name,
+            map: &record.map,
+            length: record.length,
+            bytes: hex(&record.bytes),
+            text: text.filter(|text| !text.is_empty() && !text.chars().any(|c| c.is_control() && c != '\n')),
+        }
+    }
+}
+
+/// `0x` and two digits a byte.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::from("0x"), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes everything");
+        text
+    })
 }
 
 #[derive(Serialize)]
@@ -232,20 +334,38 @@ struct Lost {
 
 impl<'a> Line<'a> {
     fn new(time: String, tap: &'a TapLabel, event: &FlowEvent) -> Line<'a> {
-        let (length, reason) = match event.kind {
-            EventKind::Dropped(length) | EventKind::Disconnected(length) => (Some(length), Some("verdict")),
-            EventKind::Error(error) => (None, Some(error.as_str())),
-            EventKind::Refused | EventKind::TimedOut | EventKind::TableFull => (None, None),
-        };
-        Line {
+        let line = Line {
             time,
             event: event.kind.as_str(),
             tap: &tap.name,
             flow: format!("{} -> {}", event.key.client, event.key.server),
             vlan: event.key.vlan.into_iter().filter(|id| *id != 0).collect(),
             direction: event.from.map(|from| if from == tap.application { "send" } else { "receive" }),
-            length,
-            reason,
+            length: None,
+            reason: None,
+            live: None,
+            shadow: None,
+            detail: None,
+        };
+        match event.kind {
+            EventKind::Dropped(length) | EventKind::Disconnected(length) => {
+                Line { length: Some(length), reason: Some("verdict"), ..line }
+            }
+            EventKind::Error(error) => {
+                let detail = match error {
+                    MessageError::Stream(error) => Some(error.to_string()),
+                    MessageError::Timeout | MessageError::CutShort => None,
+                };
+                Line { reason: Some(error.as_str()), detail, ..line }
+            }
+            EventKind::Differs(Difference { length, live, shadow }) => Line {
+                length: Some(length),
+                live: Some(live.as_str()),
+                shadow: Some(shadow.map_or("fault", Verdict::as_str)),
+                detail: shadow.err().map(|fault| fault.to_string()),
+                ..line
+            },
+            EventKind::Refused | EventKind::TimedOut | EventKind::TableFull => line,
         }
     }
 }
@@ -300,7 +420,6 @@ mod tests {
     use std::sync::mpsc::{Sender, channel};
 
     use super::*;
-    use crate::counters::MessageError;
     use crate::steer::FlowKey;
 
     /// An output that waits for leave before each write, and hands over what it was given.
@@ -348,9 +467,9 @@ mod tests {
         std::fs::write(&path, "{\"before\":1}\n").unwrap();
         let sink = EventSink::open(&EventsOutput::File(path.clone()), taps()).unwrap();
         let other = sink.clone();
-        sink.try_send(event(0, Some(Side::Client), EventKind::Disconnected(64)));
-        other.try_send(event(1, Some(Side::Client), EventKind::Error(MessageError::Timeout)));
-        other.try_send(event(1, None, EventKind::Refused));
+        sink.try_send(event(0, Some(Side::Client), EventKind::Disconnected(64)).into());
+        other.try_send(event(1, Some(Side::Client), EventKind::Error(MessageError::Timeout)).into());
+        other.try_send(event(1, None, EventKind::Refused).into());
         drop(sink);
         drop(other);
         let text = std::fs::read_to_string(&path).unwrap();
@@ -372,12 +491,36 @@ mod tests {
     }
 
     #[test]
+    fn records_are_bytes_and_perhaps_a_text() {
+        let (output, give, read) = gate();
+        let sink = EventSink::start(output, taps(), 8).unwrap();
+        let map: Arc<str> = Arc::from("log");
+        drop(give);
+        assert!(sink.try_send(Record::new(0, &map, b"GET /\0\0").into()));
+        assert!(sink.try_send(Record::new(1, &map, &[0xff, 0]).into()));
+        assert!(sink.try_send(Record::new(1, &map, &[0; 5000]).into()));
+        drop(sink);
+        let text: Vec<u8> = read.iter().flatten().collect();
+        let lines: Vec<serde_json::Value> =
+            text.split(|b| *b == b'\n').filter(|l| !l.is_empty()).map(|l| serde_json::from_slice(l).unwrap()).collect();
+        assert_eq!(lines.len(), 3);
+        assert_eq!(
+            (&lines[0]["event"], &lines[0]["tap"], &lines[0]["map"]),
+            (&"record".into(), &"redis".into(), &"log".into())
+        );
+        assert_eq!((&lines[0]["bytes"], &lines[0]["text"]), (&"0x474554202f0000".into(), &"GET /".into()));
+        assert_eq!((&lines[1]["bytes"], lines[1].get("text")), (&"0xff00".into(), None));
+        assert_eq!(lines[2]["length"], 5000);
+        assert_eq!(lines[2]["bytes"].as_str().unwrap().len(), 2 + 2 * RECORD_BYTES);
+    }
+
+    #[test]
     fn a_full_queue_loses_and_says_so() {
         let (output, give, read) = gate();
         let sink = EventSink::start(output, taps(), 2).unwrap();
         // The writer takes at most the queue's two into its batch before it stands at the gate; two more fit behind it.
         for _ in 0..10 {
-            sink.try_send(event(0, None, EventKind::TimedOut));
+            sink.try_send(event(0, None, EventKind::TimedOut).into());
         }
         assert!((5..=8).contains(&sink.lost()), "{}", sink.lost());
         let lost = sink.lost();
@@ -398,7 +541,7 @@ mod tests {
         let sink = EventSink::start(output, taps(), 8).unwrap();
         give.send(Err(io::Error::from(io::ErrorKind::StorageFull))).unwrap();
         drop(give);
-        sink.try_send(event(0, None, EventKind::TimedOut));
+        sink.try_send(event(0, None, EventKind::TimedOut).into());
         let lost = Arc::clone(&sink.0.lost);
         drop(sink);
         assert_eq!(lost.load(Ordering::Relaxed), 1);

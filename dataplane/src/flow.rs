@@ -228,7 +228,7 @@ impl Open {
         };
         Some(Self {
             sides: [open(Side::Client)?, open(Side::Server)?],
-            directions: Side::BOTH.map(|from| Direction::new(tap.filter_from(from).is_some())),
+            directions: Side::BOTH.map(|from| Direction::new(tap.judges(from))),
             info: FlowInfo::new(local, remote),
             client_iss: opening.client_iss()?,
             unanswered: [None; 2],
@@ -328,7 +328,7 @@ impl Open {
         let mut pump = Pump {
             observe: context.tap.observe,
             message_timeout: context.tap.message_timeout,
-            filter: context.tap.filters[kind].as_mut(),
+            programs: &context.tap.programs[kind],
             flow: &mut self.info,
             buffer: context.buffer,
             counters: &mut context.counters.directions[kind],
@@ -344,7 +344,7 @@ impl Open {
         let policy = match trouble {
             Pumped::Error(_) if context.tap.observe => OnParseError::Pass,
             Pumped::Error(_) => context.tap.on_parse_error,
-            Pumped::Disconnect(_) | Pumped::Dropped(_) => OnParseError::Disconnect,
+            Pumped::Disconnect(_) | Pumped::Dropped(_) | Pumped::Differs(_) => OnParseError::Disconnect,
         };
         match policy {
             OnParseError::Disconnect => return true,
@@ -378,6 +378,7 @@ impl Open {
     /// has acknowledged what had passed before.
     fn end(&mut self, now: Instant, near: Side) {
         self.sides[near as usize].abort();
+        self.directions.iter_mut().for_each(Direction::release);
         self.ending = Some(Ending::Drain { to: near.other(), deadline: now + DRAIN_TIMEOUT });
     }
 

@@ -1,5 +1,6 @@
 //! What a worker reports of single flows: small values without text, made on the hot path and written out elsewhere.
 
+use tap_engine::{ProgramFault, Verdict};
 use tcp::time::Instant;
 
 use crate::counters::MessageError;
@@ -33,12 +34,25 @@ pub enum EventKind {
     Disconnected(usize),
     /// A direction could not be cut into messages any more; the tap's policy was applied.
     Error(MessageError),
+    /// The shadow said something else about a message than the live verdict.
+    Differs(Difference),
     /// The server refused the connection.
     Refused,
     /// A host no longer answered.
     TimedOut,
     /// There was no room for another flow.
     TableFull,
+}
+
+/// Two verdicts about one message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Bytes of the message.
+    pub length: usize,
+    /// What the live verdict said, and what was done.
+    pub live: Verdict,
+    /// What the shadow said.
+    pub shadow: Result<Verdict, ProgramFault>,
 }
 
 impl EventKind {
@@ -48,6 +62,7 @@ impl EventKind {
             Self::Dropped(_) => "drop",
             Self::Disconnected(_) => "disconnect",
             Self::Error(_) => "error",
+            Self::Differs(_) => "shadow",
             Self::Refused => "refused",
             Self::TimedOut => "timed_out",
             Self::TableFull => "table_full",
@@ -61,6 +76,7 @@ impl From<Pumped> for EventKind {
             Pumped::Dropped(length) => Self::Dropped(length),
             Pumped::Disconnect(length) => Self::Disconnected(length),
             Pumped::Error(error) => Self::Error(error),
+            Pumped::Differs(difference) => Self::Differs(difference),
         }
     }
 }

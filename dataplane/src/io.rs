@@ -15,6 +15,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 
 use crossbeam::queue::ArrayQueue;
@@ -27,7 +28,7 @@ use xdp_redirect::{Frame, Socket};
 use crate::counters::{Counters, DropReason};
 use crate::events::EventSink;
 use crate::steer::Side;
-use crate::worker::{Fate, Output, Worker};
+use crate::worker::{Fate, Output, TapChange, Worker};
 
 /// Frames taken from one socket at a time.
 const BATCH: usize = 64;
@@ -55,6 +56,16 @@ pub struct Published {
     pub flows: usize,
     /// Events that were not written because too many happened at once.
     pub events_lost: u64,
+    /// Earlier generations of programs that flows still need.
+    pub earlier_programs: usize,
+}
+
+/// New programs and policies for the taps of one worker.
+pub struct Change {
+    /// For each tap, in their order.
+    pub taps: Vec<TapChange>,
+    /// Told when the worker has taken them up.
+    pub taken: SyncSender<()>,
 }
 
 /// How one worker is woken and given frames by the others.
@@ -63,6 +74,8 @@ pub struct Mailbox {
     inboxes: Vec<ArrayQueue<(Side, Frame)>>,
     /// This worker's own frames on their way back, by the worker that used them.
     returns: Vec<ArrayQueue<Frame>>,
+    change: Mutex<Option<Change>>,
+    has_change: AtomicBool,
     sleeping: AtomicBool,
     wake: EventFd,
 }
@@ -77,6 +90,8 @@ impl Mailbox {
                     inboxes: (0..others).map(|_| ArrayQueue::new(HAND_OVER)).collect(),
                     // Room for all that can be on its way: a frame that comes back always finds a place.
                     returns: (0..others).map(|_| ArrayQueue::new(2 * HAND_OVER)).collect(),
+                    change: Mutex::default(),
+                    has_change: AtomicBool::new(false),
                     sleeping: AtomicBool::new(false),
                     wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
                 })
@@ -88,6 +103,20 @@ impl Mailbox {
     pub fn interrupt(&self) {
         // The counter can only overflow after 2^64 - 1 wakes; then it is awake anyway.
         let _ = self.wake.write(1);
+    }
+
+    /// Leaves a change for the worker, which takes it up between two batches. One that it has not taken up yet is replaced.
+    pub fn post(&self, change: Change) {
+        *self.change.lock().expect("no thread panics while it holds this lock") = Some(change);
+        self.has_change.store(true, Ordering::Release);
+        self.interrupt();
+    }
+
+    fn take_change(&self) -> Option<Change> {
+        if !self.has_change.load(Ordering::Relaxed) || !self.has_change.swap(false, Ordering::Acquire) {
+            return None;
+        }
+        self.change.lock().expect("no thread panics while it holds this lock").take()
     }
 
     fn wake_if_sleeping(&self) {
@@ -243,6 +272,12 @@ impl IoLoop {
     /// Runs until `stop`; then resets what flows are left, so that their hosts need not find out by timeouts.
     pub fn run(mut self, stop: &AtomicBool) -> Result<(), std::io::Error> {
         while !stop.load(Ordering::Relaxed) {
+            if let Some(change) = self.mailboxes[self.index].take_change() {
+                self.worker.change_taps(change.taps);
+                // Whoever asked may have given up waiting.
+                let _ = change.taken.try_send(());
+                self.unpublished = true;
+            }
             let now = now();
             self.ports.recycle();
             let mut active = self.receive(now)?;
@@ -332,7 +367,7 @@ impl IoLoop {
         self.worker.poll_transmit(now, &mut self.ports);
         self.ports.flush()?;
         if let Some(sink) = &self.events {
-            self.worker.drain_events().for_each(|event| sink.try_send(event));
+            self.worker.drain_events().for_each(|event| _ = sink.try_send(event.into()));
         } else {
             self.worker.drain_events().for_each(drop);
         }
@@ -350,6 +385,7 @@ impl IoLoop {
         published.tcp = self.worker.tcp_counters();
         published.flows = self.worker.flow_count();
         published.events_lost = self.worker.events_lost();
+        published.earlier_programs = self.worker.earlier_programs();
     }
 
     /// Sleeps until a frame comes, another worker wakes us, or a deadline.

@@ -13,11 +13,13 @@
 //! ```
 //! Programs see a copy of the bytes; what goes on are the bytes that the sender sent, never what a program wrote.
 
-use tap_engine::{Filter, FlowInfo, MessageBuffer, Step, StreamState, Verdict};
+use tap_engine::{FlowInfo, MessageBuffer, Step, StreamState, Verdict};
 use tcp::Connection;
 use tcp::time::{Duration, Instant};
 
 use crate::counters::{DirectionCounters, MessageError};
+use crate::flow_event::Difference;
+use crate::programs::{Generations, Held, Taken};
 
 /// How a direction's bytes are treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ enum Mode {
 #[derive(Debug)]
 pub struct Direction {
     stream: StreamState,
+    /// What the message at the head is cut and judged by.
+    held: Held,
     mode: Mode,
     /// Bytes at the head of the receive queue that have passed and wait for room.
     passing: usize,
@@ -51,8 +55,8 @@ pub struct Direction {
 
 /// What the pump needs besides the two connections.
 pub struct Pump<'a> {
-    /// The programs of this direction; none: its bytes are not judged.
-    pub filter: Option<&'a mut Filter>,
+    /// The programs of this direction; without, its bytes are not judged.
+    pub programs: &'a Generations,
     /// What the programs may know of the flow.
     pub flow: &'a mut FlowInfo,
     /// Memory that programs can read; at least as large as a receive queue.
@@ -74,6 +78,8 @@ pub enum Pumped {
     Disconnect(usize),
     /// The direction cannot be cut into messages any more.
     Error(MessageError),
+    /// The shadow would have decided otherwise.
+    Differs(Difference),
 }
 
 impl Direction {
@@ -81,6 +87,7 @@ impl Direction {
     pub fn new(judged: bool) -> Self {
         Self {
             stream: StreamState::default(),
+            held: Held::default(),
             mode: if judged { Mode::Judged } else { Mode::Unjudged },
             passing: 0,
             dropping: 0,
@@ -100,12 +107,19 @@ impl Direction {
     pub fn stop_judging(&mut self) {
         self.mode = Mode::Unjudged;
         self.since = None;
+        self.held.release();
     }
 
     /// From now on everything is discarded.
     pub fn discard(&mut self) {
         self.mode = Mode::Discarded;
         self.since = None;
+        self.held.release();
+    }
+
+    /// Nothing is judged any more: the flow ends.
+    pub fn release(&mut self) {
+        self.held.release();
     }
 
     /// Moves on as far as bytes and room allow. `tell` hears of dropped messages. An `Err` is a disconnect or an error: the
@@ -119,15 +133,18 @@ impl Direction {
         tell: &mut impl FnMut(Pumped),
     ) -> Result<(), Pumped> {
         while self.move_judged(now, from, to) {
-            let progress = match (self.mode, &mut pump.filter) {
-                (Mode::Discarded, _) => {
+            if self.mode == Mode::Judged {
+                self.take_up(pump.programs);
+            }
+            let progress = match self.mode {
+                Mode::Discarded => {
                     let length = from.receive_queue();
                     from.consume(length);
                     pump.counters.discarded_bytes += length as u64;
                     false
                 }
-                (Mode::Judged, Some(_)) => self.judge(now, from, pump, tell)?,
-                (Mode::Judged | Mode::Unjudged, _) => {
+                Mode::Judged => self.judge(now, from, pump, tell)?,
+                Mode::Unjudged => {
                     pump.counters.unjudged_bytes += tcp::splice(from, to, usize::MAX) as u64;
                     false
                 }
@@ -148,6 +165,22 @@ impl Direction {
             return Err(self.error(MessageError::Timeout, pump.counters));
         }
         Ok(())
+    }
+
+    /// Makes sure of programs for the message at the head. New ones begin at its first byte; but a message whose length is known
+    /// ends with those that said it. Without any, the direction goes on unjudged, for good: nobody could say any more where a
+    /// message begins.
+    fn take_up(&mut self, programs: &Generations) {
+        let in_message = self.known_length.is_some();
+        match self.held.take_up(programs, in_message) {
+            Taken::Changed if !in_message => {
+                self.stream = StreamState::default();
+                self.looked_at = 0;
+            }
+            // The same ones; or those of its message were withdrawn, and its length stays what it is.
+            Taken::Same | Taken::Changed => {}
+            Taken::Nothing => self.stop_judging(),
+        }
     }
 
     /// Moves what was judged out of the receive queue. False: the far side has no room for all of it.
@@ -180,11 +213,12 @@ impl Direction {
         if available <= self.looked_at || self.known_length.is_some_and(|length| available < length) {
             return Ok(false);
         }
-        let filter = pump.filter.as_deref_mut().expect("a judged direction has programs");
+        let generation = self.held.generation().expect("a judged direction has programs");
+        let mut programs = generation.programs();
         let available = from.peek(pump.buffer.as_mut_slice());
         let now_ns = now.total_micros().max(0) as u64 * 1000;
         while self.passing < available {
-            match filter.next(&mut self.stream, pump.flow, now_ns, pump.buffer, self.passing, available) {
+            match programs.filter.next(&mut self.stream, pump.flow, now_ns, pump.buffer, self.passing, available) {
                 Step::NeedMore { known_length } => {
                     self.known_length = known_length;
                     self.looked_at = available - self.passing;
@@ -196,6 +230,13 @@ impl Direction {
                     self.known_length = None;
                     self.looked_at = 0;
                     self.since = None;
+                    let message = self.passing..self.passing + length;
+                    if let Some(shadow) = programs.ask_shadow(pump.flow, now_ns, pump.buffer, message) {
+                        pump.counters.count_shadow(verdict, shadow);
+                        if shadow != Ok(verdict) {
+                            tell(Pumped::Differs(Difference { length, live: verdict, shadow }));
+                        }
+                    }
                     pump.counters.messages[verdict as usize] += 1;
                     pump.counters.bytes[verdict as usize] += length as u64;
                     match verdict {
@@ -214,6 +255,9 @@ impl Direction {
                             break;
                         }
                         Verdict::Disconnect => return Err(Pumped::Disconnect(length)),
+                    }
+                    if self.held.is_outdated(pump.programs) {
+                        break;
                     }
                 }
                 Step::Error(error) => return Err(self.error(MessageError::Stream(error), pump.counters)),

@@ -6,17 +6,19 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use config::Config;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tap_engine::{Filter, Kind};
-use tcp::time::Duration;
 use tracing::{error, info};
 use xdp_redirect::{Attached, Cross, Frame, Port, RING_SIZE, Rule, Socket, SocketConfig, Steering, Umem, XdpMode};
 
+use crate::control::{ControlServer, ControlSocket, Service};
 use crate::events::{EventSink, TapLabel};
 use crate::io::{IoConfig, IoLoop, Mailbox, Published, now};
-use crate::load::{LoadFailure, LoadedDirection, LoadedTap};
+use crate::load::{LoadFailure, LoadedTap, Prepared, Runner};
 use crate::metrics::MetricsServer;
+use crate::programs::Generations;
+use crate::records::Records;
+use crate::reload::{Reloader, Workers};
 use crate::samples::Snapshot;
 use crate::steer::{Selection, Side};
 use crate::worker::{Tap, TapState, Worker, WorkerConfig};
@@ -56,6 +58,9 @@ pub enum RunError {
     /// The events cannot be written.
     #[error(transparent)]
     Events(#[from] crate::events::EventsError),
+    /// Commands cannot be heard.
+    #[error(transparent)]
+    Control(#[from] crate::control::ControlError),
     /// More queues than workers can serve, or fewer than workers asked for.
     #[error("{0}")]
     Queues(String),
@@ -67,17 +72,16 @@ pub enum RunError {
     Worker(usize, String),
 }
 
-/// Runs the dataplane until SIGINT or SIGTERM.
+/// Runs the dataplane until SIGINT or SIGTERM. SIGHUP reads the ops file again.
 pub fn run(config: &Config) -> Result<(), RunError> {
-    let taps = crate::load::load_taps(config)?;
-    let ports =
-        [crate::load::open_port(config, &config.ports.client)?, crate::load::open_port(config, &config.ports.server)?];
+    let Prepared { ports, taps, maps } = crate::load::prepare(config)?;
     let cross = crate::load::cross(config, &ports);
     let worker_count = worker_count(config, &ports)?;
     let cores = cores(config, worker_count)?;
     // From here on a signal is heard, however long the start takes.
-    let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(|error| RunError::System("signals", error))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(|error| RunError::System("signals", error))?;
     let signal_handle = signals.handle();
+    let control = config.control.as_ref().map(|path| ControlSocket::bind(&path.value)).transpose()?;
 
     let rules: Vec<Rule> = taps.iter().map(|tap| rule(&tap.config)).collect();
     let mut steering =
@@ -125,6 +129,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         threads.push(thread.map_err(|error| RunError::System("thread", error))?);
     }
 
+    let records = Records::start(events.clone()).map_err(|error| RunError::System("thread", error))?;
     let steering = Arc::new(Mutex::new(steering));
     let metrics = match config.metrics {
         Some(listen) => {
@@ -133,16 +138,27 @@ pub fn run(config: &Config) -> Result<(), RunError> {
                 published: published.clone(),
                 steering: Arc::clone(&steering),
                 events: events.clone(),
+                records: records.clone(),
             };
             Some(MetricsServer::serve(listen, move || snapshot.samples())?)
         }
         None => None,
     };
+    let watchers = Workers { mailboxes: Arc::clone(&mailboxes), records, seed: seeds.private };
+    let reloader = Arc::new(Reloader::new(config.clone(), taps, maps, watchers));
+    let service = Service { reloader: Arc::clone(&reloader), published };
+    let control = control.map(|socket| ControlServer::start(socket, service)).transpose()?;
     announce(config, &ports, &steering.lock().expect("not poisoned").modes(), cross, worker_count);
 
-    let signal = signals.forever().next();
-    if let Some(signal) = signal {
-        info!("signal {signal}: ending");
+    for signal in signals.forever() {
+        if signal != SIGHUP {
+            info!("signal {signal}: ending");
+            break;
+        }
+        match reloader.reload(config.source.path()) {
+            Ok(generation) => info!("reloaded: generation {generation} runs"),
+            Err(failure) => error!("not reloaded: {failure}"),
+        }
     }
     stop.store(true, Ordering::Relaxed);
     mailboxes.iter().for_each(Mailbox::interrupt);
@@ -154,6 +170,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             outcome = Err(failure);
         }
     }
+    drop(control);
     drop(metrics);
     drop(steering);
     info!("socktap has ended: programs detached, flows reset");
@@ -183,7 +200,8 @@ impl Setup {
             tracing::warn!("worker {} could not be pinned to core {}", self.index, core.id);
         }
         let seed = self.seeds.private.wrapping_add(self.index as u64);
-        let taps = self.taps.iter().map(|tap| make_tap(tap, self.message, seed)).collect::<Result<_, _>>()?;
+        let runner = Runner { worker: self.index, max_message: self.message, seed };
+        let taps = self.taps.iter().map(|tap| make_tap(tap, &runner)).collect::<Result<_, _>>()?;
         let config = WorkerConfig {
             index: self.index,
             workers: self.worker_count,
@@ -221,19 +239,8 @@ impl Seeds {
     }
 }
 
-fn make_tap(tap: &LoadedTap, max_message: usize, seed: u64) -> Result<Tap, tap_engine::LoadError> {
-    let filter = |direction: &Option<LoadedDirection>| -> Result<Option<Filter>, tap_engine::LoadError> {
-        let Some(direction) = direction else { return Ok(None) };
-        let parser = direction.object.program(&direction.parser, Kind::StreamParser)?;
-        let verdict = match &direction.verdict {
-            Some(function) => Some(direction.object.program(function, Kind::StreamVerdict)?),
-            None => None,
-        };
-        let mut filter = Filter::new(parser, verdict, max_message);
-        filter.seed_random(seed);
-        Ok(Some(filter))
-    };
-    let timeout = Duration::from_micros(tap.config.message_timeout.as_micros().try_into().unwrap_or(u64::MAX));
+fn make_tap(tap: &LoadedTap, runner: &Runner) -> Result<Tap, tap_engine::LoadError> {
+    let instances = tap.instances(runner)?;
     Ok(Tap {
         name: tap.config.name.value.clone(),
         selection: Selection {
@@ -242,14 +249,14 @@ fn make_tap(tap: &LoadedTap, max_message: usize, seed: u64) -> Result<Tap, tap_e
             clients: tap.config.clients.clone(),
         },
         state: TapState {
-            filters: [filter(&tap.receive)?, filter(&tap.send)?],
+            programs: instances.programs.map(Generations::new),
             application: match tap.config.application {
                 config::Application::Server => Side::Server,
                 config::Application::Client => Side::Client,
             },
-            observe: tap.config.mode == config::Mode::Observe,
-            on_parse_error: tap.config.on_parse_error,
-            message_timeout: Some(timeout),
+            observe: instances.observe,
+            on_parse_error: instances.on_parse_error,
+            message_timeout: instances.message_timeout,
             midstream: tap.config.midstream,
         },
     })
@@ -267,22 +274,18 @@ fn xdp_mode(config: &Config) -> XdpMode {
     }
 }
 
-/// One worker for each rx queue; fewer if the ops file names fewer cores, or if one port has fewer queues.
+/// How many workers there are, if there are queues for all of them.
 fn worker_count(config: &Config, ports: &[Port; 2]) -> Result<usize, RunError> {
+    let workers = crate::load::worker_count(config, ports.each_ref());
     let queues = ports.each_ref().map(|port| port.rx_queues as usize);
     let pairs = queues[0].min(queues[1]);
-    let Some(cores) = &config.workers.cores else { return Ok(pairs) };
-    if cores.len() > pairs {
+    if workers > pairs {
         return Err(RunError::Queues(format!(
-            "workers.cores names {} cores, but {} has {} rx queue(s) and {} has {}: name at most {pairs}",
-            cores.len(),
-            ports[0].name,
-            queues[0],
-            ports[1].name,
-            queues[1],
+            "workers.cores names {workers} cores, but {} has {} rx queue(s) and {} has {}: name at most {pairs}",
+            ports[0].name, queues[0], ports[1].name, queues[1],
         )));
     }
-    Ok(cores.len())
+    Ok(workers)
 }
 
 /// The cores to pin the workers to, in their order.

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex};
 
 use xdp_redirect::Steering;
 
-use crate::counters::{Counters, DropReason, MessageError};
+use crate::counters::{Counters, DirectionCounters, DropReason, MessageError};
 use crate::events::EventSink;
 use crate::io::Published;
 use crate::metrics::{Sample, SampleKind};
+use crate::records::Records;
 use crate::steer::Side;
 use crate::worker::TapState;
 
@@ -21,7 +22,12 @@ pub struct Snapshot {
     pub steering: Arc<Mutex<Steering>>,
     /// The event writer.
     pub events: Option<EventSink>,
+    /// The ring buffers.
+    pub records: Records,
 }
+
+/// What a live verdict can say, in the order of its counters.
+const VERDICTS: [&str; 3] = ["pass", "drop", "disconnect"];
 
 type Labels = Vec<(&'static str, String)>;
 
@@ -47,7 +53,18 @@ impl Snapshot {
         for (tap, counters) in self.taps.iter().zip(&total.taps) {
             tap_samples(&mut samples, tap, counters);
         }
+        self.record_samples(&mut samples);
         samples.0
+    }
+
+    fn record_samples(&self, samples: &mut Samples) {
+        for (tap, map, counts) in self.records.counts() {
+            let Some(tap) = self.taps.get(tap) else { continue };
+            let labels = || vec![("tap", tap.clone()), ("map", map.to_string())];
+            samples.counter("socktap_records", "Records that programs put into ring buffers.", labels(), counts.taken);
+            let help = "Records that found no room in a ring buffer or in the event file.";
+            samples.counter("socktap_records_lost", help, labels(), counts.lost);
+        }
     }
 
     fn steering_samples(&self, samples: &mut Samples) {
@@ -149,11 +166,18 @@ fn tap_samples(samples: &mut Samples, tap: &str, counters: &crate::counters::Tap
     samples.counter("socktap_midstream_passed", help, vec![name()], counters.midstream_passed);
     for (kind, direction) in TapState::KINDS.iter().zip(&counters.directions) {
         let labels = || vec![name(), ("direction", kind.to_string())];
-        for (verdict, index) in [("pass", 0), ("drop", 1), ("disconnect", 2)] {
+        for (index, verdict) in VERDICTS.iter().enumerate() {
             let mut labels = labels();
-            labels.push(("verdict", verdict.into()));
+            labels.push(("verdict", verdict.to_string()));
             samples.counter("socktap_messages", "Messages judged.", labels.clone(), direction.messages[index]);
             samples.counter("socktap_message_bytes", "Bytes of judged messages.", labels, direction.bytes[index]);
+        }
+        for (live, row) in VERDICTS.iter().zip(&direction.shadow) {
+            for (shadow, &value) in DirectionCounters::SHADOW_NAMES.iter().zip(row) {
+                let mut labels = labels();
+                labels.extend([("live", live.to_string()), ("shadow", shadow.to_string())]);
+                samples.counter("socktap_shadow", "Messages judged twice, by both verdicts.", labels, value);
+            }
         }
         let help = "Bytes that passed without being judged.";
         samples.counter("socktap_unjudged_bytes", help, labels(), direction.unjudged_bytes);
@@ -195,6 +219,7 @@ fn add(total: &mut Counters, worker: &Counters) {
             each(&mut total.messages, &worker.messages);
             each(&mut total.bytes, &worker.bytes);
             each(&mut total.errors, &worker.errors);
+            total.shadow.iter_mut().zip(&worker.shadow).for_each(|(total, worker)| each(total, worker));
             total.unjudged_bytes += worker.unjudged_bytes;
             total.discarded_bytes += worker.discarded_bytes;
         }

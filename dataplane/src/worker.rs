@@ -11,7 +11,7 @@
 use std::collections::VecDeque;
 
 use config::{Fragments, Midstream, OnParseError};
-use tap_engine::{Filter, MessageBuffer};
+use tap_engine::MessageBuffer;
 use tcp::time::{Duration, Instant};
 use tcp::wire::{self, Headers, IcmpError};
 use tcp::{FrameSink, Options, Stack};
@@ -21,6 +21,7 @@ use crate::flow::{Context, Flow, Open, Outcome, Phase};
 use crate::flow_event::{EventKind, FlowEvent, FlowEvents};
 use crate::flow_table::{FlowId, FlowTable, KeyHasher};
 use crate::opening::{COOKIE_TIMEOUT, HANDSHAKE_TIMEOUT, Step};
+use crate::programs::{Generations, Programs};
 use crate::steer::{FlowKey, Selection, Side, Steered, steer};
 use crate::timers::Timers;
 
@@ -29,6 +30,9 @@ const MIN_QUEUE: usize = 64 * 1024;
 /// Room in a receive queue beside the longest message, in segments: senders do not send into a window smaller than one
 /// segment (RFC 9293 §3.8.6.2.1), and the end of a message must not wait for that.
 const SPARE_SEGMENTS: usize = 4;
+
+/// Flows that one batch looks at after a change of taps: few enough to delay nobody.
+const CHANGED_AT_ONCE: usize = 128;
 
 /// A tap as a worker runs it.
 pub struct Tap {
@@ -42,8 +46,8 @@ pub struct Tap {
 
 /// Programs and policies of a tap.
 pub struct TapState {
-    /// Programs of the directions `receive` and `send`; none: not judged.
-    pub filters: [Option<Filter>; 2],
+    /// Programs of the directions `receive` and `send`.
+    pub programs: [Generations; 2],
     /// The side where the application is: `receive` is what goes there.
     pub application: Side,
     /// Judge, count and report, but pass everything.
@@ -57,18 +61,40 @@ pub struct TapState {
 }
 
 impl TapState {
-    /// Names of the directions, in the order of `filters`.
+    /// Names of the directions, in the order of `programs`.
     pub const KINDS: [&'static str; 2] = ["receive", "send"];
 
-    /// Which of `filters` judges what comes from a side.
+    /// Which of `programs` judges what comes from a side.
     pub fn kind_from(&self, from: Side) -> usize {
         usize::from(from == self.application)
     }
 
-    /// The programs that judge what comes from a side.
-    pub fn filter_from(&self, from: Side) -> Option<&Filter> {
-        self.filters[self.kind_from(from)].as_ref()
+    /// Whether there are programs that judge what comes from a side.
+    pub fn judges(&self, from: Side) -> bool {
+        self.programs[self.kind_from(from)].judges()
     }
+
+    fn change(&mut self, change: TapChange) {
+        for (generations, programs) in self.programs.iter_mut().zip(change.programs) {
+            generations.replace(programs);
+        }
+        self.observe = change.observe;
+        self.on_parse_error = change.on_parse_error;
+        self.message_timeout = change.message_timeout;
+    }
+}
+
+/// What can change of a tap while its flows go on. Fields as in [`TapState`].
+#[derive(Debug)]
+pub struct TapChange {
+    /// New programs of the directions `receive` and `send`; none: not judged any more.
+    pub programs: [Option<Programs>; 2],
+    /// Judge, count and report, but pass everything.
+    pub observe: bool,
+    /// The policy for what cannot be cut into messages.
+    pub on_parse_error: OnParseError,
+    /// How long a message may stay incomplete.
+    pub message_timeout: Option<Duration>,
 }
 
 /// What a worker is made from.
@@ -137,6 +163,8 @@ pub struct Worker {
     over: VecDeque<(FlowId, Instant)>,
     /// Scratch: flows whose deadline has come.
     expired: Vec<FlowId>,
+    /// Flows from this number on have not been looked at since the taps changed.
+    unchanged: Option<FlowId>,
 }
 
 impl Worker {
@@ -163,6 +191,7 @@ impl Worker {
             touched: Vec::new(),
             over: VecDeque::new(),
             expired: Vec::new(),
+            unchanged: None,
         })
     }
 
@@ -198,7 +227,25 @@ impl Worker {
 
     /// True when flows wait to be pumped or for room to transmit: do not sleep.
     pub fn has_work(&self) -> bool {
-        !self.touched.is_empty()
+        !self.touched.is_empty() || self.unchanged.is_some()
+    }
+
+    /// Changes the taps, in their order. Each flow goes on with the new programs from its next message on; those that nothing is
+    /// received for are looked at some at a time, with the next batches.
+    ///
+    /// # Panics
+    /// If there are more or fewer changes than taps.
+    pub fn change_taps(&mut self, changes: Vec<TapChange>) {
+        assert_eq!(changes.len(), self.taps.len(), "a change for each tap");
+        for (tap, change) in self.taps.iter_mut().zip(changes) {
+            tap.state.change(change);
+        }
+        self.unchanged = Some(0);
+    }
+
+    /// Earlier generations of programs that flows still need, in all taps and directions.
+    pub fn earlier_programs(&self) -> usize {
+        self.taps.iter().flat_map(|tap| &tap.state.programs).map(Generations::earlier).sum()
     }
 
     /// Takes in one frame that came on the port of side `from`.
@@ -271,6 +318,7 @@ impl Worker {
 
     /// Takes what the touched flows have received through parser and verdict.
     pub fn pump(&mut self, now: Instant) {
+        self.touch_unchanged();
         for position in 0..self.touched.len() {
             let id = self.touched[position];
             // A flow may have been removed since it was touched, and its number given to another one.
@@ -551,6 +599,16 @@ impl Worker {
             Some(deadline) => self.timers.set(id, deadline),
             None => self.timers.cancel(id),
         }
+    }
+
+    /// Touches the next flows that the last change of taps has not reached.
+    fn touch_unchanged(&mut self) {
+        let Some(first) = self.unchanged else { return };
+        let end = (first as usize + CHANGED_AT_ONCE).min(self.flows.capacity());
+        for id in first..end as FlowId {
+            self.touch(id);
+        }
+        self.unchanged = (end < self.flows.capacity()).then_some(end as FlowId);
     }
 
     fn touch(&mut self, id: FlowId) {

@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Lab, Random, lacks_rights, need};
+use common::{Lab, Random, compile, lacks_rights, need};
 use tempfile::TempDir;
 
 fn socktap(arguments: &[&str]) -> Output {
@@ -29,26 +29,6 @@ fn write(folder: &TempDir, name: &str, contents: impl AsRef<[u8]>) -> PathBuf {
     let path = folder.path().join(name);
     std::fs::write(&path, contents).expect("a file");
     path
-}
-
-/// Compiles a program as the README says.
-fn compile(folder: &TempDir, name: &str, source: &str) -> PathBuf {
-    need(&["clang"]);
-    let file = write(folder, &format!("{name}.bpf.c"), source);
-    let object = folder.path().join(format!("{name}.bpf.o"));
-    let mut command = Command::new("clang");
-    command.args([
-        "-O2",
-        "-g",
-        "-target",
-        "bpf",
-        "-I/usr/include/x86_64-linux-gnu",
-        "-I/usr/include/aarch64-linux-gnu",
-        "-c",
-    ]);
-    let output = command.arg(&file).arg("-o").arg(&object).output().expect("clang starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    object
 }
 
 /// Runs `socktap run` and `socktap check` with a wrong file: exit 2 both times, and all of `expected` in the message.
@@ -119,7 +99,7 @@ fn a_program_that_the_verifier_refuses_is_refused_with_its_log() {
     let folder = folder();
     // Reads a byte that may not be there.
     compile(
-        &folder,
+        folder.path(),
         "careless",
         "#include <linux/bpf.h>\n\
          __attribute__((section(\"sk_skb/stream_parser\"), used)) int parse(struct __sk_buff *skb)\n\

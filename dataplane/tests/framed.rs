@@ -5,84 +5,16 @@ mod common;
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
 
-use common::{Lab, Random, SERVER_V4, SERVERS, STEP_LIMIT, assert_same_bytes, connect_from, listen_in};
-
-/// The ports that the taps take: 4444 to 5443.
-const PORT: u16 = 4444;
-const PORTS: u16 = 1000;
+use common::{
+    Lab, MESSAGE_PORT, Random, SERVER_V4, SERVERS, STEP_LIMIT, assert_same_bytes, connect_from, conversation, message,
+    pair, read_to_end, write_in_chunks,
+};
 
 /// Both directions judged: a message whose first byte is `D` is dropped, `X` disconnects, all else passes.
 const FILTERED: &str = "[[tap]]\nname = \"framed\"\nserver_port = [\"4444-5443\"]\n\
     receive = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n\
     send = { object = \"len4.bpf.o\", parser = \"parse_len4\", verdict = \"by_first_byte\" }\n";
-
-/// A message: four bytes of length, then the body, whose first byte is `kind`.
-fn message(kind: u8, rest: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(rest.len() + 1).expect("a short message");
-    let mut bytes = length.to_be_bytes().to_vec();
-    bytes.push(kind);
-    bytes.extend_from_slice(rest);
-    bytes
-}
-
-/// A random conversation of one direction: what is sent, and what of it must arrive.
-fn conversation(random: &mut Random, messages: usize) -> (Vec<u8>, Vec<u8>) {
-    let (mut sent, mut expected) = (Vec::new(), Vec::new());
-    for _ in 0..messages {
-        let size = match random.between(0, 9) {
-            0 => random.between(0, 2),
-            1..=6 => random.between(3, 400),
-            7 | 8 => random.between(1000, 5000),
-            _ => random.between(10_000, 60_000),
-        };
-        let dropped = random.between(0, 4) == 0;
-        let kind = if dropped { b'D' } else { b'a' + (random.next() % 26) as u8 };
-        let message = message(kind, &random.bytes(size));
-        if !dropped {
-            expected.extend_from_slice(&message);
-        }
-        sent.extend_from_slice(&message);
-    }
-    (sent, expected)
-}
-
-/// Writes `bytes` in chunks of random sizes, many of them tiny, then ends the direction.
-fn write_in_chunks(mut stream: &TcpStream, bytes: &[u8], random: &mut Random) {
-    stream.set_nodelay(true).expect("no delay");
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let size = match random.between(0, 9) {
-            0..=2 => random.between(1, 6),
-            3..=7 => random.between(1, 1500),
-            _ => random.between(1, 50_000),
-        };
-        let (now, later) = rest.split_at(size.min(rest.len()));
-        stream.write_all(now).expect("write");
-        rest = later;
-    }
-    stream.shutdown(Shutdown::Write).expect("shutdown");
-}
-
-fn read_to_end(mut stream: &TcpStream, what: &str) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes).unwrap_or_else(|error| panic!("{what}: {error} after {} bytes", bytes.len()));
-    bytes
-}
-
-/// A connection through the wire: (the client's end, the server's end).
-fn pair(lab: &Lab, server: std::net::IpAddr) -> (TcpStream, TcpStream) {
-    // A port of its own each: a program that another test is just starting may hold a copy of the last listening socket.
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let address = SocketAddr::new(server, PORT + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS);
-    let listener = listen_in(&lab.server, address);
-    let client = connect_from(&lab.client, address, STEP_LIMIT).expect("connect");
-    let (served, _) = listener.accept().expect("accept");
-    served.set_read_timeout(Some(STEP_LIMIT)).expect("a timeout");
-    served.set_write_timeout(Some(STEP_LIMIT)).expect("a timeout");
-    (client, served)
-}
 
 #[test]
 fn only_passed_messages_arrive_in_both_directions() {
@@ -379,7 +311,7 @@ fn a_full_table_takes_no_more_flows_and_the_ones_in_it_go_on() {
     lab.write_shipped_programs();
     let mut socktap = lab.socktap(&lab.ops("", &format!("[limits]\nflows = 1\n\n{FILTERED}")));
     let (mut client, mut served) = pair(&lab, SERVER_V4);
-    let address = SocketAddr::new(SERVER_V4, PORT);
+    let address = SocketAddr::new(SERVER_V4, MESSAGE_PORT);
     let error = connect_from(&lab.client, address, std::time::Duration::from_millis(300)).expect_err("no room");
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     let passed = message(b'p', b"assed");

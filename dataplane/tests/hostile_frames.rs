@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use dataplane::programs::{Generations, Programs};
 use dataplane::steer::Selection;
 use dataplane::worker::{Tap, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
@@ -42,7 +43,7 @@ fn worker() -> Worker {
         name: "hostile".into(),
         selection: Selection { server_ports: vec![80..=80], ..Selection::default() },
         state: TapState {
-            filters: [filter(), filter()],
+            programs: [filter(), filter()].map(|filter| Generations::new(filter.map(Programs::from))),
             application: Side::Server,
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,

@@ -110,7 +110,7 @@ fn an_error_belongs_to_the_flow_that_it_travels_back_along() {
 
 fn worker(index: usize, workers: usize) -> Worker {
     let state = TapState {
-        filters: [None, None],
+        programs: Default::default(),
         application: Side::Server,
         observe: false,
         on_parse_error: config::OnParseError::Disconnect,

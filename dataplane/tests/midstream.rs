@@ -35,7 +35,7 @@ impl FrameSink for Sent {
 
 fn worker(midstream: Midstream) -> Worker {
     let state = TapState {
-        filters: [None, None],
+        programs: Default::default(),
         application: Side::Server,
         observe: false,
         on_parse_error: config::OnParseError::Disconnect,

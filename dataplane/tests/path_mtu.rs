@@ -83,7 +83,7 @@ struct Flow {
 impl Flow {
     fn open(version: [&str; 3]) -> Self {
         let state = TapState {
-            filters: [None, None],
+            programs: Default::default(),
             application: Side::Server,
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,

@@ -17,7 +17,7 @@ pub enum Verdict {
 impl Verdict {
     /// The meaning of a return value: the kernel's `sk_psock_map_verd` (anything but `SK_PASS` is a drop), and
     /// `STAP_DISCONNECT`. As in the kernel, only the lower 32 bits of register 0 count.
-    pub(crate) fn from_return_value(value: u32) -> Self {
+    pub fn from_return_value(value: u32) -> Self {
         match value {
             SK_PASS => Self::Pass,
             STAP_DISCONNECT => Self::Disconnect,

@@ -38,6 +38,29 @@ pub enum Command {
         /// The ops file (TOML)
         file: PathBuf,
     },
+    /// Have the running socktap take up a changed ops file, without losing a byte
+    ///
+    /// Programs, settings, shadows, `mode`, `on_parse_error` and `message_timeout` can change; everything else needs a
+    /// restart. A file that is wrong in any way changes nothing.
+    Reload(ControlArgs),
+    /// Say what the running socktap runs
+    ///
+    /// Prints one JSON object: workers, flows, taps and their programs, and how often the ops file was taken up.
+    Status(ControlArgs),
+    /// Look at the maps of the running programs, and change them
+    ///
+    /// A map is TAP/MAP, as `list` shows it; what is printed is one JSON object a line.
+    ///
+    /// Keys and values are written as:
+    ///   0x0a000001       bytes, in the order in which they lie in memory; "0a 00 00 01" is the same
+    ///   1000, -5         a number, for 1, 2, 4 or 8 bytes, in the byte order of this machine
+    ///   '"GET"'          a text in double quotes, with zeros behind it
+    #[command(verbatim_doc_comment)]
+    Map {
+        /// What to do
+        #[command(subcommand)]
+        command: MapCommand,
+    },
     /// Cut the bytes of a file into messages and judge them, offline
     ///
     /// Prints one JSON object a line:
@@ -50,6 +73,67 @@ pub enum Command {
     /// programs are checked while they run in any case.
     #[command(verbatim_doc_comment)]
     Test(TestArgs),
+}
+
+/// How a command finds the running socktap.
+#[derive(Args, Debug)]
+pub struct ControlArgs {
+    /// The ops file (TOML), whose [control] says where socktap listens
+    pub file: PathBuf,
+    /// Where socktap listens, instead of what the ops file says
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
+/// What to do with maps.
+#[derive(Debug, Subcommand)]
+pub enum MapCommand {
+    /// List the maps of all taps, with their types and sizes
+    List(ControlArgs),
+    /// Print all elements of a map
+    Dump {
+        /// How to find socktap
+        #[command(flatten)]
+        at: ControlArgs,
+        /// The map: TAP/MAP
+        map: String,
+    },
+    /// Print one element of a map
+    Get {
+        /// How to find socktap
+        #[command(flatten)]
+        at: ControlArgs,
+        /// The map: TAP/MAP
+        map: String,
+        /// The element's key
+        #[arg(allow_hyphen_values = true)]
+        key: String,
+    },
+    /// Write an element of a map; where each worker has a value of its own, all of them
+    Set {
+        /// How to find socktap
+        #[command(flatten)]
+        at: ControlArgs,
+        /// The map: TAP/MAP
+        map: String,
+        /// The element's key
+        #[arg(allow_hyphen_values = true)]
+        key: String,
+        /// Its new value
+        #[arg(allow_hyphen_values = true)]
+        value: String,
+    },
+    /// Remove an element of a map
+    Delete {
+        /// How to find socktap
+        #[command(flatten)]
+        at: ControlArgs,
+        /// The map: TAP/MAP
+        map: String,
+        /// The element's key
+        #[arg(allow_hyphen_values = true)]
+        key: String,
+    },
 }
 
 /// Arguments of `socktap test`.
@@ -118,6 +202,25 @@ mod tests {
     fn definitions_are_sound() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn map_arguments() {
+        let parse = |words: &[&str]| {
+            let words = ["socktap", "map"].iter().chain(words);
+            Cli::try_parse_from(words).map(|cli| match cli.command {
+                Command::Map { command } => command,
+                other => panic!("{other:?}"),
+            })
+        };
+        let set = parse(&["set", "ops.toml", "redis/counts", "-1", "-5"]).unwrap();
+        let MapCommand::Set { at, map, key, value } = set else { panic!("{set:?}") };
+        assert_eq!((&*map, &*key, &*value), ("redis/counts", "-1", "-5"));
+        assert_eq!((at.file, at.control), (PathBuf::from("ops.toml"), None));
+        assert!(matches!(parse(&["list", "f", "--control", "c"]), Ok(MapCommand::List(at)) if at.control.is_some()));
+        for bad in [&["list"][..], &["dump", "f"], &["get", "f", "m"], &["set", "f", "m", "1"], &["drop", "f"]] {
+            assert!(parse(bad).is_err(), "{bad:?}");
+        }
     }
 
     #[test]

@@ -5,11 +5,13 @@ use std::io::Write as _;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
-use config::{Application, Config, EventsOutput, Fragments, IpNet, Midstream, Mode, OnParseError, Programs, Tap};
+use config::{
+    Application, Config, EventsOutput, Fragments, IpNet, Midstream, Mode, OnParseError, Programs, Set, Tap, Verify,
+};
 use xdp_redirect::{Cross, Port};
 
 use super::{Status, bad};
-use crate::load::{self, LoadFailure};
+use crate::load;
 
 /// Checks the ops file and all that it names; prints what a run would do, or everything that is wrong.
 pub(super) fn check(file: &Path) -> Status {
@@ -17,16 +19,10 @@ pub(super) fn check(file: &Path) -> Status {
         Ok(config) => config,
         Err(error) => return bad(&error),
     };
-    let mut problems = Vec::new();
-    let client = keep(&mut problems, load::open_port(&config, &config.ports.client));
-    let server = keep(&mut problems, load::open_port(&config, &config.ports.server));
-    // The objects are verified even if an interface is missing: both faults are told at once.
-    let taps = keep(&mut problems, load::load_taps(&config));
-    let (Some(client), Some(server), Some(_)) = (client, server, taps) else {
-        problems.sort_by_key(|problem: &config::Diagnostic| problem.at);
-        return bad(&LoadFailure { problems });
+    let ports = match load::prepare(&config) {
+        Ok(prepared) => prepared.ports,
+        Err(failure) => return bad(&failure),
     };
-    let ports = [client, server];
     let text = describe(&config, &ports.each_ref().map(describe_port), load::cross(&config, &ports));
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Status::Good,
@@ -35,10 +31,6 @@ pub(super) fn check(file: &Path) -> Status {
             Status::Failed
         }
     }
-}
-
-fn keep<T>(problems: &mut Vec<config::Diagnostic>, result: Result<T, LoadFailure>) -> Option<T> {
-    result.map_err(|failure| problems.extend(failure.problems)).ok()
 }
 
 fn describe_port(port: &Port) -> String {
@@ -74,6 +66,9 @@ fn describe(config: &Config, ports: &[String; 2], cross: Cross) -> String {
         Some(EventsOutput::Stdout) => line("events", "standard output"),
         Some(EventsOutput::File(path)) => line("events", &path.display().to_string()),
         None => {}
+    }
+    if let Some(control) = &config.control {
+        line("control", &control.value.display().to_string());
     }
     for (index, tap) in config.taps.iter().enumerate() {
         out += "\n";
@@ -133,7 +128,25 @@ fn programs(programs: Option<&Programs>) -> String {
         Some(verdict) => format!("verdict {}", verdict.value),
         None => "all messages pass".to_owned(),
     };
-    format!("{}: parser {}, {verdict}", programs.object.value.display(), programs.parser.value)
+    let source = source(&programs.object.value, &programs.set, programs.verify);
+    let shadow = programs.shadow.as_ref().map(|shadow| {
+        let source = self::source(&shadow.object.value, &shadow.set, shadow.verify);
+        format!("; shadow {source}: verdict {}", shadow.verdict.value)
+    });
+    format!("{source}: parser {}, {verdict}{}", programs.parser.value, shadow.unwrap_or_default())
+}
+
+/// An object file, and how it is loaded.
+fn source(object: &Path, set: &Set, verify: Verify) -> String {
+    let mut notes = Vec::new();
+    if !set.is_empty() {
+        notes.push(format!("sets {}", join(set.keys().cloned())));
+    }
+    if verify == Verify::Off {
+        notes.push("not verified".to_owned());
+    }
+    let object = object.display();
+    if notes.is_empty() { object.to_string() } else { format!("{object} ({})", notes.join("; ")) }
 }
 
 fn addresses(prefixes: &[IpNet]) -> String {
@@ -164,11 +177,13 @@ mod tests {
         let text = r#"
             ports = { client = "a", server = "b" }
             metrics.listen = "127.0.0.1:9464"
+            control.path = "/run/socktap.sock"
             [[tap]]
             name = "redis"
             server = ["10.0.0.0/24", "fd00::/64"]
             server_port = [6379, "7000-7010"]
             receive = { object = "redis.bpf.o", parser = "parse_command", verdict = "no_flush" }
+            send = { object = "a.o", parser = "p", set = { x = 1, y = 2 }, shadow = { object = "b.o", verdict = "v", verify = "off" } }
             [[tap]]
             name = "rest"
             mode = "observe"
@@ -185,6 +200,7 @@ mod tests {
   fragments     dropped, those of TCP between addresses that a tap selects
   limits        100000 flows, messages of up to 65536 bytes
   metrics       http://127.0.0.1:9464/metrics
+  control       /run/socktap.sock
 
 tap 1 "redis": verdicts are obeyed
   to            10.0.0.0/24, fd00::/64, port 6379, 7000-7010
@@ -192,7 +208,7 @@ tap 1 "redis": verdicts are obeyed
   midstream     reset connections that were open before
   application   the server
   receive       etc/redis.bpf.o: parser parse_command, verdict no_flush
-  send          not parsed, all bytes pass
+  send          etc/a.o (sets x, y): parser p, all messages pass; shadow etc/b.o (not verified): verdict v
   parse error   reset both sides
   timeout       30s for a message to become complete
 

@@ -17,6 +17,7 @@ use args::{Cli, Command};
 mod args;
 mod capture;
 mod check;
+mod control;
 mod test;
 
 /// How a command ended.
@@ -51,7 +52,9 @@ fn dispatch(args: impl IntoIterator<Item = OsString>) -> Status {
     };
     log_to_stderr(match cli.command {
         Command::Run { .. } => "info",
-        Command::Check { .. } | Command::Test(_) => "warn",
+        Command::Check { .. } | Command::Reload(_) | Command::Status(_) | Command::Map { .. } | Command::Test(_) => {
+            "warn"
+        }
     });
     match cli.command {
         Command::Run { file } => match Config::from_file(&file) {
@@ -59,6 +62,9 @@ fn dispatch(args: impl IntoIterator<Item = OsString>) -> Status {
             Err(error) => bad(&error),
         },
         Command::Check { file } => check::check(&file),
+        Command::Reload(at) => control::reload(&at),
+        Command::Status(at) => control::status(&at),
+        Command::Map { command } => control::map(command),
         Command::Test(args) => test::test(&args),
     }
 }
@@ -83,7 +89,9 @@ fn bad(error: &dyn std::fmt::Display) -> Status {
 
 /// `SOCKTAP_LOG` chooses what is logged, in the notation of tracing's `EnvFilter`.
 fn log_to_stderr(default: &str) {
-    let filter = EnvFilter::try_from_env("SOCKTAP_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    // The compiler of programs tells of each function at length.
+    let default = || EnvFilter::new(format!("{default},cranelift=warn"));
+    let filter = EnvFilter::try_from_env("SOCKTAP_LOG").unwrap_or_else(|_| default());
     let colours = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colours);
     // It fails only if somebody who uses us as a library has set one up already: theirs stays.
@@ -107,6 +115,8 @@ mod tests {
         assert_eq!(status(&["run"]), Status::Bad);
         assert_eq!(status(&["run", "/nonexistent.toml"]), Status::Bad);
         assert_eq!(status(&["check", "/nonexistent.toml"]), Status::Bad);
+        assert_eq!(status(&["reload", "/nonexistent.toml"]), Status::Bad);
+        assert_eq!(status(&["status", "x", "--control", "/nonexistent.sock"]), Status::Failed);
         assert_eq!(status(&["test", "x.o", "--parser", "p", "--input", "f", "--split", "0"]), Status::Bad);
         assert_eq!(status(&["test", "/nonexistent.o", "--parser", "p", "--input", "/dev/null"]), Status::Bad);
     }

@@ -22,7 +22,9 @@ mod capture;
 mod chatter;
 mod host;
 mod lab;
+mod messages;
 mod process;
+mod programs;
 mod random;
 mod servers;
 
@@ -32,7 +34,9 @@ pub use host::{Host, connect_from, listen_in};
 pub use lab::{
     CLIENT_V4, CLIENT_V6, Lab, LabOptions, ROUTED_SERVERS, SERVER_V4, SERVER_V6, SERVERS, WIRE_CLIENT, WIRE_SERVER,
 };
+pub use messages::{MESSAGE_PORT, conversation, message, pair, read_to_end, write_chunks, write_in_chunks};
 pub use process::{Process, Socktap, now, wait_until};
+pub use programs::compile;
 pub use random::Random;
 pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd};
 

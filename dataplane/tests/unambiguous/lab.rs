@@ -12,8 +12,10 @@ use std::sync::{Arc, LazyLock};
 
 use config::Midstream;
 use dataplane::counters::DirectionCounters;
+use dataplane::flow_event::EventKind;
+use dataplane::programs::{Generations, Programs};
 use dataplane::steer::Selection;
-use dataplane::worker::{Tap, TapState};
+use dataplane::worker::{Tap, TapChange, TapState};
 use dataplane::{Fate, Output, Side, Worker, WorkerConfig};
 use tap_engine::{Filter, Kind, Object};
 use tcp::time::{Duration, Instant};
@@ -28,7 +30,8 @@ pub const LONGEST: usize = 1000;
 const CLIENT_ISS: u32 = 0xffff_ff00; // Numbers wrap after 255 bytes.
 const CLIENT_CLOCK: u32 = 0x5000_0000;
 
-static LEN4: LazyLock<Arc<Object>> = LazyLock::new(|| {
+/// The filter for messages behind a length.
+pub static LEN4: LazyLock<Arc<Object>> = LazyLock::new(|| {
     Arc::new(Object::from_bytes("len4", tap_engine::shipped::LEN4).expect("the shipped filter is an object"))
 });
 
@@ -44,7 +47,7 @@ fn worker(midstream: Midstream) -> Worker {
         name: "len4".into(),
         selection: Selection { server_ports: vec![6379..=6379], ..Selection::default() },
         state: TapState {
-            filters: [filter(), filter()],
+            programs: [filter(), filter()].map(|filter| Generations::new(filter.map(Programs::from))),
             application: Side::Server,
             observe: false,
             on_parse_error: config::OnParseError::Disconnect,
@@ -381,6 +384,26 @@ impl Lab {
         }
         self.now = end;
         self.settle();
+    }
+
+    /// The tap gets other programs.
+    pub fn change_programs(&mut self, programs: [Option<Programs>; 2]) {
+        let on_parse_error = config::OnParseError::Disconnect;
+        self.worker.change_taps(vec![TapChange { programs, observe: false, on_parse_error, message_timeout: None }]);
+        self.settle();
+    }
+
+    /// Earlier programs that the flow still needs.
+    pub fn earlier_programs(&self) -> usize {
+        self.worker.earlier_programs()
+    }
+
+    /// Everybody does what is to be done at this moment; and what the worker tells of the client's messages.
+    pub fn settle_and_tell(&mut self) -> Vec<EventKind> {
+        self.worker.pump(self.now);
+        let told = self.worker.drain_events().map(|event| event.kind).collect();
+        self.settle();
+        told
     }
 
     /// Everybody does what is to be done at this moment.

@@ -7,6 +7,7 @@
 //!
 //! - [`generated`]: sequences that proptest invents, judged by an oracle of its own ([`explain`]);
 //! - [`ptacek_newsham`], [`geneva`], [`intang`], [`symtcp`]: the attacks that are known from the literature;
+//! - [`changes`]: programs that change while a stream is under way;
 //! - [`crossing`]: what is no segment of a tapped flow, and crosses;
 //! - [`midstream`]: connections that were open before, where they pass;
 //! - [`window`]: what the tap sends keeps to the window.
@@ -14,6 +15,7 @@
 //! A test that is ignored shows a known fault, which its attribute names.
 #![forbid(unsafe_code)]
 
+mod changes;
 mod crossing;
 mod explain;
 mod generated;
