@@ -5,7 +5,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::{Lab, Random, compile, lacks_rights, need};
+use common::{Lab, Random, compile, lacks_rights};
 use tempfile::TempDir;
 
 fn socktap(arguments: &[&str]) -> Output {

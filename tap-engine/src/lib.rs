@@ -68,6 +68,8 @@ pub use verdict::Verdict;
 
 /// The filters that ship with socktap, as object files; their sources are in `programs/`.
 pub mod shipped {
+    /// `socktap.h`, which filters may include.
+    pub const HEADER: &str = include_str!("../programs/socktap.h");
     /// RESP: `parse_command`, `parse_reply`, and the verdict `no_flush`.
     pub const REDIS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/redis.bpf.o"));
     /// HTTP/1 requests: `parse_request`, and the verdict `no_admin`.

@@ -24,6 +24,8 @@ pub struct Filter {
     max_message: usize,
     /// A program may write to its context.
     takes_notes: bool,
+    /// Instructions that the parser and the verdict have spent, if they count them.
+    spent: [u64; 2],
 }
 
 /// What is known of the message at the head of one stream. One per flow and direction; a new stream starts with the default.
@@ -120,7 +122,7 @@ impl Filter {
             assert_eq!(verdict.kind(), Kind::StreamVerdict, "the verdict");
         }
         let takes_notes = parser.writes_context() || verdict.as_ref().is_some_and(Program::writes_context);
-        Self { parser, verdict, max_message, takes_notes }
+        Self { parser, verdict, max_message, takes_notes, spent: [0; 2] }
     }
 
     /// Seeds what `bpf_get_prandom_u32` gives to both programs.
@@ -134,6 +136,12 @@ impl Filter {
     /// From now on both programs run on CPU `cpu`, which is a worker.
     pub fn on_cpu(&mut self, cpu: u32) {
         self.programs().for_each(|program| program.on_cpu(cpu));
+    }
+
+    /// Instructions that the parser and the verdict have spent since this was last asked, if their objects
+    /// [count them](crate::Object::count_steps).
+    pub fn take_spent(&mut self) -> [u64; 2] {
+        std::mem::take(&mut self.spent)
     }
 
     fn programs(&mut self) -> impl Iterator<Item = &mut Program> {
@@ -215,7 +223,9 @@ impl Filter {
     ) -> Result<Option<usize>, StreamError> {
         let (max, shown) = (self.max_message, head.len());
         // strparser takes the return value for an int.
-        match self.parser.run(flow, now_ns, buffer, head)? as i32 {
+        let returned = self.parser.run(flow, now_ns, buffer, head);
+        self.spent[0] += self.parser.steps();
+        match returned? as i32 {
             error @ ..=-1 => Err(StreamError::Unrecoverable(error.into())),
             0 if shown == max => Err(StreamError::MessageTooBig { length: None, max }),
             0 => Ok(None),
@@ -236,7 +246,11 @@ impl Filter {
     ) -> Result<Verdict, ProgramFault> {
         match &mut self.verdict {
             None => Ok(Verdict::Pass),
-            Some(verdict) => verdict.run(flow, now_ns, buffer, message).map(Verdict::from_return_value),
+            Some(verdict) => {
+                let returned = verdict.run(flow, now_ns, buffer, message);
+                self.spent[1] += verdict.steps();
+                returned.map(Verdict::from_return_value)
+            }
         }
     }
 }

@@ -61,6 +61,11 @@ pub enum Command {
         #[command(subcommand)]
         command: MapCommand,
     },
+    /// Begin a filter: write a folder with a parser, a verdict, an ops file and a test
+    New {
+        /// The folder, whose last name is the filter's
+        folder: PathBuf,
+    },
     /// Cut the bytes of a file into messages and judge them, offline
     ///
     /// Prints one JSON object a line:
@@ -161,9 +166,31 @@ pub struct TestArgs {
     /// Bytes per delivery: the parser is asked after every N bytes; the result must not depend on it
     #[arg(long, value_name = "N")]
     pub split: Option<NonZeroUsize>,
+    /// A value for a constant of the object, as `set` in the ops file: NAME=VALUE, where VALUE is a number, true, false, a text,
+    /// or a list such as ["a","b"]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = setting)]
+    pub set: Vec<(String, tap_engine::Setting)>,
+    /// Whether the kernel's verifier is asked; what it has not seen runs with run-time checks
+    #[arg(long, value_enum, default_value_t = Gate::Kernel)]
+    pub verify: Gate,
+    /// Show for each message the instructions that parser and verdict have spent, and what they printed
+    #[arg(long)]
+    pub trace: bool,
+    /// Print the elements of this map at the end
+    #[arg(long, value_name = "NAME")]
+    pub map: Vec<String>,
     /// Largest message, as `message` in [limits]
     #[arg(long, value_name = "SIZE", default_value = "64KiB", value_parser = message_size)]
     pub max_message: usize,
+}
+
+/// Who judges the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Gate {
+    /// The kernel's verifier.
+    Kernel,
+    /// Nobody.
+    Off,
 }
 
 /// What an input file is.
@@ -184,6 +211,23 @@ pub enum Sender {
     Client,
     /// The end that was connected to.
     Server,
+}
+
+fn setting(text: &str) -> Result<(String, tap_engine::Setting), String> {
+    use tap_engine::Setting;
+    fn value(json: serde_json::Value) -> Result<Setting, String> {
+        use serde_json::Value;
+        match json {
+            Value::Bool(value) => Ok(Setting::Boolean(value)),
+            Value::Number(number) => number.as_i64().map(Setting::Integer).ok_or(format!("{number} is no integer")),
+            Value::String(text) => Ok(Setting::Text(text)),
+            Value::Array(values) => values.into_iter().map(value).collect::<Result<_, _>>().map(Setting::List),
+            other => Err(format!("{other} is no value for a variable")),
+        }
+    }
+    let (name, text) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
+    let parsed = serde_json::from_str(text).map_or_else(|_| Ok(Setting::Text(text.to_owned())), value)?;
+    Ok((name.to_owned(), parsed))
 }
 
 fn message_size(text: &str) -> Result<usize, String> {

@@ -18,6 +18,7 @@ mod args;
 mod capture;
 mod check;
 mod control;
+mod new;
 mod test;
 
 /// How a command ended.
@@ -52,9 +53,12 @@ fn dispatch(args: impl IntoIterator<Item = OsString>) -> Status {
     };
     log_to_stderr(match cli.command {
         Command::Run { .. } => "info",
-        Command::Check { .. } | Command::Reload(_) | Command::Status(_) | Command::Map { .. } | Command::Test(_) => {
-            "warn"
-        }
+        Command::Check { .. }
+        | Command::Reload(_)
+        | Command::Status(_)
+        | Command::Map { .. }
+        | Command::New { .. }
+        | Command::Test(_) => "warn",
     });
     match cli.command {
         Command::Run { file } => match Config::from_file(&file) {
@@ -65,6 +69,7 @@ fn dispatch(args: impl IntoIterator<Item = OsString>) -> Status {
         Command::Reload(at) => control::reload(&at),
         Command::Status(at) => control::status(&at),
         Command::Map { command } => control::map(command),
+        Command::New { folder } => new::new(&folder),
         Command::Test(args) => test::test(&args),
     }
 }

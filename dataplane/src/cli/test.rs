@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use serde::Serialize;
 use tap_engine::{Filter, FlowInfo, Kind, LoadError, LoadOptions, MessageBuffer, Object, Step, StreamState, Verdict};
 
-use super::args::{Format, TestArgs};
+use super::args::{Format, Gate, TestArgs};
 use super::{Status, bad, capture};
 
 /// What `bpf_ktime_get_ns` answers: always the same, so that a test can be repeated.
@@ -17,9 +17,32 @@ const NOW_NS: u64 = 1_000_000_000;
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Line {
-    Message { offset: u64, length: u64, verdict: &'static str },
-    Incomplete { offset: u64, length: u64, error: &'static str },
-    Error { offset: u64, error: &'static str, detail: String },
+    Message {
+        offset: u64,
+        length: u64,
+        verdict: &'static str,
+        #[serde(flatten)]
+        trace: Option<Trace>,
+    },
+    Incomplete {
+        offset: u64,
+        length: u64,
+        error: &'static str,
+    },
+    Error {
+        offset: u64,
+        error: &'static str,
+        detail: String,
+    },
+}
+
+/// What a message has cost, and what the programs have said meanwhile.
+#[derive(Serialize)]
+struct Trace {
+    parser_instructions: u64,
+    verdict_instructions: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    printed: Vec<String>,
 }
 
 /// The bytes to judge, and where they are said to come from.
@@ -32,16 +55,24 @@ struct Input {
 
 /// Runs the test and prints a line for each message.
 pub(super) fn test(args: &TestArgs) -> Status {
-    let filter = match load(args) {
-        Ok(filter) => filter,
+    let (object, filter) = match load(args) {
+        Ok(loaded) => loaded,
         Err(error) => return bad(&error),
     };
+    if let Some(unknown) = args.map.iter().find(|name| object.map(name).is_none()) {
+        let known: Vec<&str> = object.maps().map(|map| map.name()).collect();
+        return bad(&format!("{} has no map `{unknown}`\nhelp: it has {}", object.name(), known.join(", ")));
+    }
     let input = match open(args) {
         Ok(input) => input,
         Err(error) => return bad(&format!("the input {} {error}", args.input.display())),
     };
     let mut output = BufWriter::new(io::stdout().lock());
-    match judge(args, filter, input, &mut output).and_then(|status| output.flush().map(|()| status)) {
+    let judged = judge(args, &object, filter, input, &mut output).and_then(|status| {
+        args.map.iter().try_for_each(|name| dump(&object, name, &mut output))?;
+        output.flush().map(|()| status)
+    });
+    match judged {
         Ok(status) => status,
         // The reader of our output has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Status::Good,
@@ -52,18 +83,41 @@ pub(super) fn test(args: &TestArgs) -> Status {
     }
 }
 
-fn load(args: &TestArgs) -> Result<Filter, LoadError> {
-    let mut object = Object::load(&args.object, &LoadOptions::default())?;
-    match object.verify() {
-        Err(error @ LoadError::NotPermitted { .. }) => eprintln!("warning: {error}"),
-        result => result?,
+fn load(args: &TestArgs) -> Result<(Object, Filter), LoadError> {
+    let options = LoadOptions { set: args.set.iter().cloned().collect(), ..LoadOptions::default() };
+    let mut object = Object::load(&args.object, &options)?;
+    if args.verify == Gate::Kernel {
+        match object.verify() {
+            Err(error @ LoadError::NotPermitted { .. }) => eprintln!("warning: {error}"),
+            result => result?,
+        }
+    }
+    if args.trace {
+        object.count_steps();
     }
     let parser = object.program(&args.parser, Kind::StreamParser)?;
     let verdict = match &args.verdict {
         Some(verdict) => Some(object.program(verdict, Kind::StreamVerdict)?),
         None => None,
     };
-    Ok(Filter::new(parser, verdict, args.max_message))
+    Ok((object, Filter::new(parser, verdict, args.max_message)))
+}
+
+/// Prints the elements of a map of the object.
+fn dump(object: &Object, name: &str, output: &mut impl Write) -> io::Result<()> {
+    let map = object.map(name).expect("looked for before");
+    for key in map.keys() {
+        // One that has gone meanwhile is none.
+        let Ok(value) = map.get(&key) else { continue };
+        let line = serde_json::json!({ "map": name, "key": hex(&key), "value": hex(&value) });
+        serde_json::to_writer(&mut *output, &line)?;
+        output.write_all(b"\n")?;
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"))
 }
 
 /// Opens the input. The error goes on after the file's name.
@@ -97,7 +151,13 @@ fn flow_info(client: SocketAddr, server: SocketAddr) -> FlowInfo {
 }
 
 /// Delivers the input to the filter, `args.split` bytes at a time.
-fn judge(args: &TestArgs, mut filter: Filter, mut input: Input, output: &mut impl Write) -> io::Result<Status> {
+fn judge(
+    args: &TestArgs,
+    object: &Object,
+    mut filter: Filter,
+    mut input: Input,
+    output: &mut impl Write,
+) -> io::Result<Status> {
     // Room for the head of a message that is not complete yet and for more than one delivery of a usual size.
     let mut buffer = MessageBuffer::new(args.max_message * 2 + 64 * 1024).map_err(io::Error::other)?;
     let mut state = StreamState::default();
@@ -119,7 +179,11 @@ fn judge(args: &TestArgs, mut filter: Filter, mut input: Input, output: &mut imp
             match filter.next(&mut state, &mut input.flow, NOW_NS, &mut buffer, start, end) {
                 Step::NeedMore { .. } => break,
                 Step::Message { length, verdict } => {
-                    let line = Line::Message { offset, length: length as u64, verdict: verdict.as_str() };
+                    let trace = args.trace.then(|| {
+                        let [parser_instructions, verdict_instructions] = filter.take_spent();
+                        Trace { parser_instructions, verdict_instructions, printed: object.take_printed() }
+                    });
+                    let line = Line::Message { offset, length: length as u64, verdict: verdict.as_str(), trace };
                     print(output, &line)?;
                     start += length;
                     offset += length as u64;
@@ -186,6 +250,10 @@ mod tests {
             direction: Sender::Client,
             split: split.and_then(std::num::NonZeroUsize::new),
             max_message: MAX_MESSAGE,
+            set: Vec::new(),
+            verify: Gate::Kernel,
+            trace: false,
+            map: Vec::new(),
         }
     }
 
@@ -201,7 +269,7 @@ mod tests {
         };
         let mut output = Vec::new();
         let filter = Filter::new(parser, Some(verdict), MAX_MESSAGE);
-        let status = judge(&args(split), filter, input, &mut output).unwrap();
+        let status = judge(&args(split), &object, filter, input, &mut output).unwrap();
         (status, String::from_utf8(output).unwrap())
     }
 
