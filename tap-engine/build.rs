@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use std::{env, fs};
 
-const FILTERS: [&str; 4] = ["redis", "http1", "lines", "len4"];
+const FILTERS: [&str; 7] = ["redis", "http1", "lines", "len4", "dns", "kafka", "tls"];
 
 fn main() {
     println!("cargo::rerun-if-changed=programs");

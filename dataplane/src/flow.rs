@@ -229,7 +229,7 @@ impl Open {
         Some(Self {
             sides: [open(Side::Client)?, open(Side::Server)?],
             directions: Side::BOTH.map(|from| Direction::new(tap.judges(from))),
-            info: FlowInfo::new(local, remote),
+            info: FlowInfo::new(local, remote).with_birth(now.total_micros() as u64),
             client_iss: opening.client_iss()?,
             unanswered: [None; 2],
             asks: [false; 2],

@@ -23,6 +23,7 @@ typedef __u8 u8;
 typedef __u16 u16;
 typedef __u32 u32;
 typedef __u64 u64;
+typedef __s16 s16;
 
 /*
  * The verifier lets a program read the first 64 KiB of a message (MAX_PACKET_OFF). A parser may return a greater length;

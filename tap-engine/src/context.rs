@@ -30,6 +30,8 @@ mod offset {
     pub(super) const LOCAL_IP6: usize = 116;
     pub(super) const REMOTE_PORT: usize = 132;
     pub(super) const LOCAL_PORT: usize = 136;
+    /// `hwtstamp`, which `sk_skb` programs may not read: when the flow began.
+    pub(super) const BIRTH: usize = 184;
 }
 
 const AF_INET: u32 = 2;
@@ -102,6 +104,12 @@ impl FlowInfo {
     /// The same, with `hash`: a number that packets of the flow share.
     pub fn with_hash(mut self, hash: u32) -> Self {
         self.put(offset::HASH, hash);
+        self
+    }
+
+    /// The same, begun at `now_us`, in microseconds: `bpf_get_socket_cookie` is another one than that of an earlier flow between the same ends.
+    pub fn with_birth(mut self, now_us: u64) -> Self {
+        self.image[offset::BIRTH / 8] = now_us;
         self
     }
 

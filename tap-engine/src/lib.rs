@@ -76,6 +76,12 @@ pub mod shipped {
     pub const HTTP1: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/http1.bpf.o"));
     /// Newline-terminated text: `parse_line`, and a verdict.
     pub const LINES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lines.bpf.o"));
+    /// DNS over TCP: `parse_dns`, and the verdict `no_transfer`.
+    pub const DNS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dns.bpf.o"));
+    /// Requests to Kafka: `parse_request`, and the verdict `no_admin`.
+    pub const KAFKA: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kafka.bpf.o"));
+    /// TLS records: `parse_record`, and the verdict `by_name`.
+    pub const TLS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tls.bpf.o"));
     /// A 4-byte big-endian length before each message: `parse_len4`, and the verdict `by_first_byte`.
     pub const LEN4: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/len4.bpf.o"));
 }

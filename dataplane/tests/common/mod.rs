@@ -38,7 +38,7 @@ pub use messages::{MESSAGE_PORT, conversation, message, pair, read_to_end, write
 pub use process::{Process, Socktap, now, wait_until};
 pub use programs::compile;
 pub use random::Random;
-pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd};
+pub use servers::{Certificate, Iperf, Nginx, Postgres, Redis, Sshd, wait_for_port};
 
 use std::time::Duration;
 

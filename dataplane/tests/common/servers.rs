@@ -261,7 +261,7 @@ impl Iperf {
 }
 
 /// Waits until a process of `host` accepts connections on `port`.
-fn wait_for_port(host: &Host, process: &mut Process, port: u16) {
+pub fn wait_for_port(host: &Host, process: &mut Process, port: u16) {
     let address: SocketAddr = (IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port).into();
     debug_assert_ne!(address.ip(), SERVER_V4, "asked over loopback, not over the wire");
     process.wait_until(&format!("connections to port {port}"), STEP_LIMIT, |_| {

@@ -45,7 +45,7 @@ pub(super) fn pull_data(run: &Run, [_, length, ..]: [u64; 5]) -> Outcome {
     Ok(if u64::from(length as u32) > available { error(libc::ENOMEM) } else { 0 })
 }
 
-/// `u64 bpf_get_socket_cookie(skb)`: a number that is the flow's own, as good as its hash.
+/// `u64 bpf_get_socket_cookie(skb)`: a number that is the flow's own: a hash of its ends and of when it began.
 pub(super) fn socket_cookie(run: &Run, _: [u64; 5]) -> Outcome {
     Ok(run.cookie())
 }

@@ -131,8 +131,8 @@ impl Run {
 
     /// A number that is the flow's own, as far as its context tells.
     pub(crate) fn cookie(&self) -> u64 {
-        // `family` to `local_port`.
-        const WORDS: [u64; 7] = [88, 96, 104, 112, 120, 128, 136];
+        // `family` to `local_port`, and when it began.
+        const WORDS: [u64; 8] = [88, 96, 104, 112, 120, 128, 136, 184];
         WORDS.iter().fold(0xcbf2_9ce4_8422_2325, |hash, word| {
             let mut bytes = [0; 8];
             // A context has these words.

@@ -2,16 +2,21 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, TestRunner};
-use tap_engine::{Filter, FlowInfo, Kind, LoadError, MessageBuffer, Object, Step, StreamError, StreamState, Verdict};
+use tap_engine::{
+    Filter, FlowInfo, Kind, LoadError, LoadOptions, MessageBuffer, Object, Setting, Step, StreamError, StreamState,
+    Verdict,
+};
 
 /// The parsers' negative results (`programs/socktap.h`).
 pub const MALFORMED: i64 = -1;
@@ -36,6 +41,14 @@ pub type Cut = (Vec<(usize, Verdict)>, End);
 /// A filter of a shipped object.
 pub fn filter(object: &[u8], parser: &str, verdict: Option<&str>) -> Filter {
     let object = Arc::new(Object::from_bytes("shipped", object).unwrap_or_else(|error| panic!("{error}")));
+    let verdict = verdict.map(|name| object.program(name, Kind::StreamVerdict).unwrap());
+    Filter::new(object.program(parser, Kind::StreamParser).unwrap(), verdict, 1 << 20)
+}
+
+/// A filter of a shipped object with other constants.
+pub fn filter_with(object: &[u8], parser: &str, verdict: Option<&str>, set: BTreeMap<String, Setting>) -> Filter {
+    let options = LoadOptions { set, ..LoadOptions::default() };
+    let object = Object::from_bytes_with("shipped", object, &options).unwrap_or_else(|error| panic!("{error}"));
     let verdict = verdict.map(|name| object.program(name, Kind::StreamVerdict).unwrap());
     Filter::new(object.program(parser, Kind::StreamParser).unwrap(), verdict, 1 << 20)
 }
@@ -78,7 +91,10 @@ fn is_root() -> bool {
 /// Delivers `bytes` in parts of the sizes `parts`, then the rest.
 pub fn cut(filter: &mut Filter, bytes: &[u8], parts: impl IntoIterator<Item = usize>) -> Cut {
     let address = |text: &str| text.parse::<SocketAddr>().unwrap();
-    let mut flow = FlowInfo::new(address("10.0.0.1:6379"), address("10.0.0.2:40000"));
+    // Each time another flow between the same ends.
+    static FLOWS: AtomicU64 = AtomicU64::new(0);
+    let birth = FLOWS.fetch_add(1, Ordering::Relaxed);
+    let mut flow = FlowInfo::new(address("10.0.0.1:6379"), address("10.0.0.2:40000")).with_birth(birth);
     let mut buffer = MessageBuffer::new(bytes.len().max(1)).unwrap();
     let (mut state, mut start, mut end) = (StreamState::default(), 0, 0);
     let mut messages = Vec::new();
