@@ -86,6 +86,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let rules: Vec<Rule> = taps.iter().map(|tap| rule(&tap.config)).collect();
     let mut steering =
         Steering::attach(&ports[0], &ports[1], &rules, xdp_mode(config), cross, crate::load::fragments(config))?;
+    steering.set_observing(taps.iter().map(LoadedTap::observes))?;
     let sockets = bind(&ports, worker_count, &mut steering)?;
 
     let published: Vec<Arc<Mutex<Published>>> = (0..worker_count).map(|_| Arc::default()).collect();
@@ -144,7 +145,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         }
         None => None,
     };
-    let watchers = Workers { mailboxes: Arc::clone(&mailboxes), records, seed: seeds.private };
+    let watchers =
+        Workers { mailboxes: Arc::clone(&mailboxes), steering: Arc::clone(&steering), records, seed: seeds.private };
     let reloader = Arc::new(Reloader::new(config.clone(), taps, maps, watchers));
     let service = Service { reloader: Arc::clone(&reloader), published };
     let control = control.map(|socket| ControlServer::start(socket, service)).transpose()?;
@@ -247,6 +249,7 @@ fn make_tap(tap: &LoadedTap, runner: &Runner) -> Result<Tap, tap_engine::LoadErr
             servers: tap.config.servers.clone(),
             server_ports: tap.config.server_ports.clone(),
             clients: tap.config.clients.clone(),
+            observes: instances.observe,
         },
         state: TapState {
             programs: instances.programs.map(Generations::new),

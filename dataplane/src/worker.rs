@@ -238,6 +238,7 @@ impl Worker {
     pub fn change_taps(&mut self, changes: Vec<TapChange>) {
         assert_eq!(changes.len(), self.taps.len(), "a change for each tap");
         for (tap, change) in self.taps.iter_mut().zip(changes) {
+            tap.selection.observes = change.observe;
             tap.state.change(change);
         }
         self.unchanged = Some(0);
