@@ -73,6 +73,7 @@ impl Workers {
                 seed: seed ^ index as u64,
                 owner_seed: seed,
                 mtu: scenario.mtu,
+                ifindex: [1, 2],
                 accept_partial_checksums: [0, 1].map(|side: usize| scenario.hosts[side].partial_checksums),
                 fragments: config::Fragments::Drop,
                 flows: 1000,

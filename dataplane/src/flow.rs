@@ -11,7 +11,7 @@
 use config::OnParseError;
 use tap_engine::FlowInfo;
 use tcp::time::{Duration, Instant};
-use tcp::wire::{Envelope, Headers};
+use tcp::wire::{Envelope, Headers, L2Header};
 use tcp::{Connection, FrameSink, Options, Remains, Stack};
 
 use crate::counters::TapCounters;
@@ -58,7 +58,8 @@ pub struct Open {
     pub sides: [Connection; 2],
     /// The byte paths, by the side that they come from.
     directions: [Direction; 2],
-    info: FlowInfo,
+    /// What programs see of the flow, by the side that the bytes come from.
+    infos: [FlowInfo; 2],
     /// The number of the client's SYN.
     client_iss: u32,
     /// Since when each side owes us an acknowledgement without a sign of life.
@@ -229,12 +230,24 @@ impl Open {
         Some(Self {
             sides: [open(Side::Client)?, open(Side::Server)?],
             directions: Side::BOTH.map(|from| Direction::new(tap.judges(from))),
-            info: FlowInfo::new(local, remote).with_birth(now.total_micros() as u64),
+            infos: [FlowInfo::new(local, remote).with_birth(now.total_micros() as u64); 2],
             client_iss: opening.client_iss()?,
             unanswered: [None; 2],
             asks: [false; 2],
             ending: None,
         })
+    }
+
+    /// Tells the programs more of the flow: the outer tag of its frames, a number that only its packets share, and the interface
+    /// that the bytes of each side come in on.
+    pub fn describe(&mut self, l2: &L2Header, hash: u32, ifindex: [u32; 2]) {
+        for (info, ifindex) in self.infos.iter_mut().zip(ifindex) {
+            *info = info.with_hash(hash).with_ifindex(ifindex);
+            // Behind two addresses; without a tag, two bytes are left.
+            if let [p, q, c, d, ..] = l2.as_bytes()[12..] {
+                *info = info.with_vlan(u16::from_be_bytes([c, d]), u16::from_be_bytes([p, q]));
+            }
+        }
     }
 
     /// A segment of the host on side `from` has entered its connection.
@@ -329,7 +342,7 @@ impl Open {
             observe: context.tap.observe,
             message_timeout: context.tap.message_timeout,
             programs: &context.tap.programs[kind],
-            flow: &mut self.info,
+            flow: &mut self.infos[from as usize],
             buffer: context.buffer,
             counters: &mut context.counters.directions[kind],
         };

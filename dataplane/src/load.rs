@@ -76,6 +76,11 @@ pub struct Runner {
 }
 
 impl LoadedTap {
+    /// Whether the tap passes everything.
+    pub fn observes(&self) -> bool {
+        self.config.mode == config::Mode::Observe
+    }
+
     /// The tap's directions with programs, by their names in the ops file.
     pub fn directions(&self) -> impl Iterator<Item = (&'static str, &LoadedDirection)> {
         [("receive", &self.receive), ("send", &self.send)].into_iter().filter_map(|(name, d)| Some((name, d.as_ref()?)))
@@ -99,7 +104,7 @@ impl LoadedTap {
         let timeout = self.config.message_timeout.as_micros();
         Ok(TapChange {
             programs: [programs(&self.receive)?, programs(&self.send)?],
-            observe: self.config.mode == config::Mode::Observe,
+            observe: self.observes(),
             on_parse_error: self.config.on_parse_error,
             message_timeout: Some(Duration::from_micros(timeout.try_into().unwrap_or(u64::MAX))),
         })

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use config::Config;
+use xdp_redirect::Steering;
 
 use crate::io::{Change, Mailbox};
 use crate::load::{LoadFailure, LoadedTap, Runner, TapMaps, load_taps};
@@ -37,6 +38,9 @@ pub enum ReloadError {
     /// It changes what only a new start can change.
     #[error("{0} cannot change while socktap runs\nhelp: restart socktap, or put it back as it was")]
     NeedsRestart(String),
+    /// What decides about frames cannot be told.
+    #[error(transparent)]
+    Steering(#[from] xdp_redirect::SteeringError),
     /// There is no memory for the programs.
     #[error(transparent)]
     Program(#[from] tap_engine::LoadError),
@@ -74,6 +78,8 @@ pub struct Reloader {
 pub struct Workers {
     /// How the workers hear of it.
     pub mailboxes: Arc<[Mailbox]>,
+    /// What decides about frames that never reach a worker.
+    pub steering: Arc<Mutex<Steering>>,
     /// Who empties the ring buffers.
     pub records: Records,
     /// The secret that random numbers of programs follow from.
@@ -106,6 +112,9 @@ impl Reloader {
         let taps = load_taps(&config, &mut maps)?;
         let generation = running.generation + 1;
         let changes = self.instances(&config, &taps, generation)?;
+        let steering = &self.workers.steering;
+        let observing = taps.iter().map(LoadedTap::observes);
+        steering.lock().expect("no thread panics while it holds this lock").set_observing(observing)?;
         let stalled = self.hand_over(changes);
         self.workers.records.watch(&taps);
         // Workers that have not taken up the programs yet still will.

@@ -86,6 +86,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
     let rules: Vec<Rule> = taps.iter().map(|tap| rule(&tap.config)).collect();
     let mut steering =
         Steering::attach(&ports[0], &ports[1], &rules, xdp_mode(config), cross, crate::load::fragments(config))?;
+    steering.set_observing(taps.iter().map(LoadedTap::observes))?;
     let sockets = bind(&ports, worker_count, &mut steering)?;
 
     let published: Vec<Arc<Mutex<Published>>> = (0..worker_count).map(|_| Arc::default()).collect();
@@ -105,6 +106,7 @@ pub fn run(config: &Config) -> Result<(), RunError> {
             core: cores.get(index).copied(),
             seeds,
             mtu: [ports[0].mtu as usize, ports[1].mtu as usize],
+            ifindex: [ports[0].ifindex, ports[1].ifindex],
             partial: [ports[0].partial_checksums(), ports[1].partial_checksums()],
             fragments: config.ports.fragments,
             flows: config.limits.flows.div_ceil(worker_count),
@@ -144,7 +146,8 @@ pub fn run(config: &Config) -> Result<(), RunError> {
         }
         None => None,
     };
-    let watchers = Workers { mailboxes: Arc::clone(&mailboxes), records, seed: seeds.private };
+    let watchers =
+        Workers { mailboxes: Arc::clone(&mailboxes), steering: Arc::clone(&steering), records, seed: seeds.private };
     let reloader = Arc::new(Reloader::new(config.clone(), taps, maps, watchers));
     let service = Service { reloader: Arc::clone(&reloader), published };
     let control = control.map(|socket| ControlServer::start(socket, service)).transpose()?;
@@ -184,6 +187,7 @@ struct Setup {
     core: Option<core_affinity::CoreId>,
     seeds: Seeds,
     mtu: [usize; 2],
+    ifindex: [u32; 2],
     partial: [bool; 2],
     fragments: config::Fragments,
     flows: usize,
@@ -208,6 +212,7 @@ impl Setup {
             seed,
             owner_seed: self.seeds.shared,
             mtu: self.mtu,
+            ifindex: self.ifindex,
             accept_partial_checksums: self.partial,
             fragments: self.fragments,
             flows: self.flows,
@@ -247,6 +252,7 @@ fn make_tap(tap: &LoadedTap, runner: &Runner) -> Result<Tap, tap_engine::LoadErr
             servers: tap.config.servers.clone(),
             server_ports: tap.config.server_ports.clone(),
             clients: tap.config.clients.clone(),
+            observes: instances.observe,
         },
         state: TapState {
             programs: instances.programs.map(Generations::new),

@@ -96,6 +96,8 @@ pub struct Selection {
     pub server_ports: Vec<RangeInclusive<u16>>,
     /// Prefixes of the client's address.
     pub clients: Vec<IpNet>,
+    /// The tap passes everything: what may be its and cannot be judged goes across.
+    pub observes: bool,
 }
 
 impl Selection {
@@ -159,7 +161,7 @@ pub enum Steered {
 /// goes across.
 ///
 /// What is no segment for us may be one for its receiver, which knows how to put fragments together and may be less strict. If
-/// a tap may select that, it is dropped, since it would go around the verdict; `fragments` has the last word about fragments.
+/// a tap whose verdict is obeyed may select that, it is dropped, since it would go around the verdict; `fragments` has the last word about fragments.
 /// The XDP program does the same with what it sees.
 pub fn steer<'a>(
     from: Side,
@@ -181,7 +183,7 @@ pub fn steer<'a>(
                 if concealed.is_fragment && fragments == Fragments::Cross {
                     return forward(frame);
                 }
-                if selections.any(|selection| selection.may_match(from, &concealed)) {
+                if selections.any(|selection| !selection.observes && selection.may_match(from, &concealed)) {
                     return Err(if concealed.is_fragment { DropReason::Fragment } else { DropReason::Unreadable });
                 }
             } else if let Some(error) = wire::parse_icmp_error(frame) {
@@ -220,6 +222,7 @@ mod tests {
             servers: vec!["10.2.0.0/24".parse().unwrap()],
             server_ports: vec![6379..=6379, 7000..=7010],
             clients: vec!["10.1.0.0/16".parse().unwrap()],
+            observes: false,
         };
         assert!(narrow.matches(client, server));
         assert!(!narrow.matches(server, client));
@@ -262,7 +265,7 @@ mod tests {
     fn selection(clients: &[&str], servers: &[&str], server_port: u16) -> Selection {
         let nets = |list: &[&str]| list.iter().map(|prefix| prefix.parse().unwrap()).collect();
         let server_ports = [server_port..=server_port].to_vec();
-        Selection { servers: nets(servers), server_ports, clients: nets(clients) }
+        Selection { servers: nets(servers), server_ports, clients: nets(clients), observes: false }
     }
 
     #[test]
@@ -294,6 +297,9 @@ mod tests {
                 let if_they_cross = Some(reason).filter(|reason| *reason != DropReason::Fragment);
                 assert_eq!(dropped(frame, Fragments::Cross, selections), if_they_cross, "{frame:02x?}");
             }
+            let observing = Selection { observes: true, ..selected.clone() };
+            assert_eq!(dropped(frame, Fragments::Drop, &[&observing]), None, "{frame:02x?}");
+            assert_eq!(dropped(frame, Fragments::Drop, &[&observing, &other_port]), Some(reason), "{frame:02x?}");
             for selections in [&[][..], &[&other_client], &[&other_server], &[&other_client, &other_server]] {
                 assert_eq!(dropped(frame, Fragments::Drop, selections), None, "{frame:02x?}");
             }

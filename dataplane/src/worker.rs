@@ -109,6 +109,8 @@ pub struct WorkerConfig {
     pub owner_seed: u64,
     /// Largest IP packet, in bytes, by side.
     pub mtu: [usize; 2],
+    /// The kernel's number of each port, by side; programs can ask for it.
+    pub ifindex: [u32; 2],
     /// By side: frames of a sender on this machine may carry a checksum that is not complete.
     pub accept_partial_checksums: [bool; 2],
     /// The policy for fragments of TCP between addresses that a tap selects.
@@ -148,6 +150,7 @@ pub struct Worker {
     workers: u64,
     owner_hasher: KeyHasher,
     accept_partial: [bool; 2],
+    ifindex: [u32; 2],
     fragments: Fragments,
     stacks: [Stack; 2],
     flows: FlowTable<Flow>,
@@ -179,6 +182,7 @@ impl Worker {
             workers: config.workers as u64,
             owner_hasher: KeyHasher::new(config.owner_seed),
             accept_partial: config.accept_partial_checksums,
+            ifindex: config.ifindex,
             fragments: config.fragments,
             stacks: [stack(), stack()],
             flows: FlowTable::new(config.flows, KeyHasher::new(config.seed)),
@@ -238,6 +242,7 @@ impl Worker {
     pub fn change_taps(&mut self, changes: Vec<TapChange>) {
         assert_eq!(changes.len(), self.taps.len(), "a change for each tap");
         for (tap, change) in self.taps.iter_mut().zip(changes) {
+            tap.selection.observes = change.observe;
             tap.state.change(change);
         }
         self.unchanged = Some(0);
@@ -545,7 +550,8 @@ impl Worker {
         let flow = &mut self.flows[id];
         let Phase::Opening(opening) = &flow.phase else { return None };
         let tap = &self.taps[flow.tap].state;
-        let open = Open::new(now, opening, by, &key, &mut self.stacks, tap, &self.options)?;
+        let mut open = Open::new(now, opening, by, &key, &mut self.stacks, tap, &self.options)?;
+        open.describe(&flow.envelope(by, false).l2, self.owner_hasher.hash(&key) as u32, self.ifindex);
         flow.phase = Phase::Open(Box::new(open));
         self.counters.taps[flow.tap].flows_established += 1;
         Some(())

@@ -57,6 +57,7 @@ fn worker() -> Worker {
         seed: 1,
         owner_seed: 2,
         mtu: [1500; 2],
+        ifindex: [1, 2],
         accept_partial_checksums: [false; 2],
         fragments: config::Fragments::Drop,
         flows: FLOWS,

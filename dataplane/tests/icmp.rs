@@ -124,6 +124,7 @@ fn worker(index: usize, workers: usize) -> Worker {
         seed: index as u64,
         owner_seed: 2,
         mtu: [1500; 2],
+        ifindex: [1, 2],
         accept_partial_checksums: [false; 2],
         fragments: config::Fragments::Drop,
         flows: 10,

@@ -49,6 +49,7 @@ fn worker(midstream: Midstream) -> Worker {
         seed: 1,
         owner_seed: 2,
         mtu: [1500; 2],
+        ifindex: [1, 2],
         accept_partial_checksums: [true, false],
         fragments: config::Fragments::Drop,
         flows: 10,

@@ -96,6 +96,7 @@ impl Flow {
             seed: 1,
             owner_seed: 2,
             mtu: [1500; 2],
+            ifindex: [1, 2],
             fragments: config::Fragments::Drop,
             accept_partial_checksums: [false; 2],
             flows: 10,

@@ -23,6 +23,8 @@ const TCP: u8 = 6;
 enum Taps {
     /// It selects their addresses.
     Ours,
+    /// The same, and it only observes.
+    Observing,
     /// It selects others.
     Others,
 }
@@ -135,9 +137,13 @@ fn answers(options: LabOptions, ports: &str, taps: Taps, is_answered: impl Fn(Fo
     let Some(lab) = Lab::start_with(options) else { return };
     need(&["curl", "ping", "socat", "tcpdump"]);
     lab.introduce_neighbours();
-    let servers = if taps == Taps::Ours { "" } else { "server = [\"192.0.2.0/24\", \"2001:db8::/32\"]\n" };
+    let rest = match taps {
+        Taps::Ours => "",
+        Taps::Observing => "mode = \"observe\"\n",
+        Taps::Others => "server = [\"192.0.2.0/24\", \"2001:db8::/32\"]\n",
+    };
     let tap = format!("[metrics]\nlisten = \"127.0.0.1:9464\"\n[[tap]]\nname = \"web\"\nserver_port = [{TAPPED}]\n");
-    let mut socktap = lab.socktap(&lab.ops(ports, &(tap + servers)));
+    let mut socktap = lab.socktap(&lab.ops(ports, &(tap + rest)));
     for server in SERVERS {
         let _listening = [TAPPED, UNTAPPED].map(|port| listen_in(&lab.server, SocketAddr::new(server, port)));
         let capture = Capture::start(&lab.server, "tcp src port 80 or tcp src port 8080");
@@ -214,6 +220,16 @@ fn fragments_cross_by_devmap_where_the_ops_file_says_so() {
 #[test]
 fn fragments_cross_by_the_worker_where_the_ops_file_says_so() {
     answers(LabOptions::default(), "fragments = \"cross\"", Taps::Ours, Form::is_fragment);
+}
+
+#[test]
+fn a_tap_that_observes_holds_nothing_back_by_devmap() {
+    answers(devmap(), "cross = \"devmap\"", Taps::Observing, |form| form != Form::PortZero);
+}
+
+#[test]
+fn a_tap_that_observes_holds_nothing_back_by_the_worker() {
+    answers(LabOptions::default(), "", Taps::Observing, |form| form != Form::PortZero);
 }
 
 #[test]

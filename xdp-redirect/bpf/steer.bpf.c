@@ -12,7 +12,8 @@
  * server port its source is.
  *
  * What cannot be parsed as far as the TCP ports cannot be judged. If it is, or may be, TCP between two addresses that a
- * tap selects, whatever its ports, it is dropped: it could be of a tapped flow. That goes for IP fragments too, unless
+ * tap selects, whatever its ports, it is dropped: it could be of a tapped flow. (Taps that only observe are not meant.) That
+ * goes for IP fragments too, unless
  * the ops file lets them cross (`cross_fragments`). All else of this kind crosses, and is counted.
  */
 #include <linux/bpf.h>
@@ -104,6 +105,14 @@ struct {
 	__type(value, __u64);
 } server_ports SEC(".maps");
 
+/* The set of taps that pass everything: what could be theirs and cannot be judged crosses. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} observing SEC(".maps");
+
 /* Index: side * MAX_QUEUES + rx queue. */
 struct {
 	__uint(type, BPF_MAP_TYPE_XSKMAP);
@@ -179,16 +188,28 @@ static __always_inline void count(__u32 side, enum reason reason)
 ADDRESS_MASK(4, struct key4, 4)
 ADDRESS_MASK(6, struct key6, 16)
 
+/* Whether one of the taps of `mask` must not be gone around. */
+static __always_inline int is_guarded(__u64 mask)
+{
+	__u32 zero = 0;
+	__u64 *taps;
+
+	if (!mask)
+		return 0;
+	taps = bpf_map_lookup_elem(&observing, &zero);
+	return !taps || (mask & ~*taps);
+}
+
 /* What is, or may be, TCP and cannot be read. `mask`: the taps that select its addresses. */
 static __always_inline enum reason by_mask(__u64 mask)
 {
-	return mask ? reason_unreadable_of_tap : reason_malformed;
+	return is_guarded(mask) ? reason_unreadable_of_tap : reason_malformed;
 }
 
 /* The same for a fragment, which only its receiver can read. */
 static __always_inline enum reason by_mask_of_fragment(__u64 mask)
 {
-	return mask && !cross_fragments ? reason_fragment_of_tap : reason_fragment;
+	return !cross_fragments && is_guarded(mask) ? reason_fragment_of_tap : reason_fragment;
 }
 
 /* Whether one of the taps of `mask` has the server's port of this segment. */

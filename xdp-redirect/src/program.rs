@@ -198,6 +198,15 @@ impl Steering {
         sockets.set(index, socket, 0).map_err(|error| map_error(ACTION, &error))
     }
 
+    /// Which taps only observe, by their number: fragments and unreadable packets that could be of their flows cross, if no other
+    /// tap selects their addresses too. At first none does.
+    pub fn set_observing(&mut self, taps: impl IntoIterator<Item = bool>) -> Result<(), SteeringError> {
+        const ACTION: &str = "write the set of observing taps";
+        let mask = taps.into_iter().enumerate().fold(0u64, |mask, (tap, observes)| mask | u64::from(observes) << tap);
+        let mut observing: Array<&mut MapData, u64> = typed(&mut self.ebpf, "observing", ACTION)?;
+        observing.set(0, mask, 0).map_err(|error| map_error(ACTION, &error))
+    }
+
     /// Reads all counters, summed over the CPUs: the name ([`COUNTERS`]), and the frames of the client and of the
     /// server port.
     pub fn counters(&self) -> Result<Vec<(&'static str, [u64; 2])>, SteeringError> {

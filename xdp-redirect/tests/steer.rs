@@ -122,6 +122,38 @@ fn icmp6(kind: u8, quote: &[u8]) -> Packet {
 }
 
 #[test]
+fn taps_that_observe_hold_nothing_back() {
+    if skipped() {
+        return;
+    }
+    let network = Network::new(&Setup::default());
+    network.within(Place::Middle, || {
+        let (mut steering, _) = Network::attach(&rules(), XdpMode::Auto, Cross::Devmap);
+        let fragment = Packet { fragment: 0x2000, ..v4() };
+        let hidden = (0..9).fold(v6(), |packet, _| packet.extension(DESTINATION, 8));
+        // Of the addresses of taps 1 and 2 too, whose ports it may have.
+        let shared = Packet { fragment: 0x2000, ..to("192.0.2.7:40000", "10.0.0.200:6379") };
+        let enforced = ["fragment_of_tap", "unreadable_of_tap", "fragment_of_tap"];
+        let crosses = ["fragment", "malformed", "fragment"];
+        for (observing, whys) in [
+            (&[][..], enforced),
+            (&[true], [crosses[0], crosses[1], enforced[2]]),
+            (&[false, true, true, true], enforced),
+            (&[true; 4], crosses),
+            (&[false; 4], enforced),
+        ] {
+            steering.set_observing(observing.iter().copied()).expect("a map");
+            for (packet, why) in [&fragment, &hidden, &shared].into_iter().zip(whys) {
+                check(&steering, Side::Client, why, &packet.bytes(), why);
+                check(&steering, Side::Server, why, &packet.clone().mirrored().bytes(), why);
+            }
+            // What can be judged is tapped.
+            check(&steering, Side::Client, "a segment", &v4().bytes(), "selected");
+        }
+    });
+}
+
+#[test]
 fn icmp_errors_about_tcp_are_known_by_type_and_quote() {
     if skipped() {
         return;
