@@ -125,9 +125,11 @@ impl FlowInfo {
         &mut self.image
     }
 
-    /// What programs have written.
+    /// What programs have written. The kernel keeps 16 bits of `tc_index`.
     pub(crate) fn notes(&self) -> Notes {
-        std::array::from_fn(|index| self.get(Self::note(index)))
+        let mut notes: Notes = std::array::from_fn(|index| self.get(Self::note(index)));
+        notes[1] &= 0xffff;
+        notes
     }
 
     /// Gives programs what was written before.
@@ -198,6 +200,8 @@ mod tests {
         let written: Vec<usize> = (0..CONTEXT_SIZE).step_by(4).filter(|&at| is_writable(at as u64, 4)).collect();
         assert_eq!(written.iter().map(|&at| u32_at(&context, at)).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(flow.notes(), [1, 2, 3, 4, 5, 6, 7]);
+        flow.set_notes(&[!0; 7]);
+        assert_eq!(flow.notes(), [!0, 0xffff, !0, !0, !0, !0, !0]);
         assert!(!is_writable(36, 4) && !is_writable(34, 4) && !is_writable(64, 8) && !is_writable(76, 4));
     }
 

@@ -5,9 +5,9 @@ mod common;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use common::{compile, compile_with, load};
+use common::{compile, compile_with, load, quietly, try_all};
 use proptest::prelude::*;
-use tap_engine::{FlowInfo, Kind, LoadError, LoadOptions, MessageBuffer, Object};
+use tap_engine::{Kind, LoadError, LoadOptions, Object};
 
 fn refusal(source: &str) -> String {
     load(source).expect_err("it must be refused").to_string()
@@ -133,35 +133,6 @@ static SAMPLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
         }"#;
     compile(source)
 });
-
-/// Loads, and runs all that could be loaded.
-fn try_all(bytes: &[u8]) {
-    let Ok(object) = Object::from_bytes("mutated", bytes) else { return };
-    let object = Arc::new(object);
-    let mut flow = FlowInfo::new("10.0.0.1:1".parse().unwrap(), "10.0.0.2:2".parse().unwrap());
-    let mut buffer = MessageBuffer::new(64).unwrap();
-    for (name, kind) in object.functions() {
-        if let Ok(mut program) = object.program(name, kind.unwrap_or(Kind::StreamVerdict)) {
-            let _ = program.run(&mut flow, 0, &mut buffer, 0..64);
-        }
-    }
-}
-
-/// Panics inside the ELF reader are caught; their reports are of no use here.
-fn quietly() {
-    static QUIET: LazyLock<()> = LazyLock::new(|| {
-        let usual = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |info| {
-            if !info
-                .location()
-                .is_some_and(|place| place.file().contains("aya-obj") || place.file().contains("/object-"))
-            {
-                usual(info);
-            }
-        }));
-    });
-    *QUIET
-}
 
 #[test]
 fn the_sample_loads_and_runs() {

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use tap_engine::{FlowInfo, Kind, LoadError, MessageBuffer, Object, Program, ProgramFault};
 
@@ -96,4 +96,33 @@ pub fn value(object: &Object, map: &str, index: u32) -> Vec<u8> {
 /// We are root, and so may load programs.
 pub fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0)
+}
+
+/// Loads, and runs all that could be loaded.
+pub fn try_all(bytes: &[u8]) {
+    let Ok(object) = Object::from_bytes("mutated", bytes) else { return };
+    let object = Arc::new(object);
+    let mut flow = flow();
+    let mut buffer = MessageBuffer::new(64).unwrap();
+    for (name, kind) in object.functions() {
+        if let Ok(mut program) = object.program(name, kind.unwrap_or(Kind::StreamVerdict)) {
+            let _ = program.run(&mut flow, 0, &mut buffer, 0..64);
+        }
+    }
+}
+
+/// Panics inside the ELF reader are caught; their reports are of no use here.
+pub fn quietly() {
+    static QUIET: LazyLock<()> = LazyLock::new(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !info
+                .location()
+                .is_some_and(|place| place.file().contains("aya-obj") || place.file().contains("/object-"))
+            {
+                usual(info);
+            }
+        }));
+    });
+    *QUIET
 }
