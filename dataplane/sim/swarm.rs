@@ -24,7 +24,7 @@ fn run(seed: u64, between: Between, trace: bool) -> Result<Run, String> {
         println!("{scenario:#?}");
     }
     let middle: Box<dyn Middle> = match between {
-        Between::Workers => Box::new(Workers::new(seed, &scenario)),
+        Between::Workers => Box::new(Workers::new(seed, &scenario).with_changes()),
         Between::Wire => Box::new(Wire),
     };
     let mut network = Network::new(seed, &scenario, middle, trace);

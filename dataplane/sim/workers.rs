@@ -86,11 +86,17 @@ impl Workers {
             workers: (0..plan.workers).map(worker).collect(),
             handed: VecDeque::new(),
             random: Random::new(!seed),
-            changes: Random::new(seed ^ 0xc4a2_6e5d).pick(&[0, 0, 1, 10, 50]),
+            changes: 0,
             changed: 0,
             plan: plan.clone(),
             partial: scenario.hosts.iter().any(|host| host.partial_checksums),
         }
+    }
+
+    /// With programs that change now and then, or often.
+    pub fn with_changes(mut self) -> Self {
+        self.changes = self.random.pick(&[0, 0, 1, 10, 50]);
+        self
     }
 
     fn handle(
