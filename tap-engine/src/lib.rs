@@ -35,6 +35,7 @@
 
 #![deny(unsafe_code)]
 
+mod callees;
 mod context;
 mod error;
 mod functions;

@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use aya_obj::EbpfSectionKind;
 use object::{Object as _, ObjectSection as _};
 
+use crate::callees;
 use crate::error::LoadError;
 use crate::functions::{Linked, Refusal};
 use crate::globals::{Patch, Variables};
@@ -278,6 +279,7 @@ fn link(name: &str, bytes: &[u8], options: &LoadOptions) -> Result<Parts, LoadEr
     check_header(bytes).map_err(|reason| not_bpf(reason.into()))?;
     check_sections(bytes).map_err(not_bpf)?;
     let file = object::File::parse(bytes).map_err(|error| not_bpf(error.to_string()))?;
+    callees::check(&file).map_err(not_bpf)?;
     let known = sections::with_known_names(bytes, &file);
     let mut object = aya_obj::Object::parse(&known).map_err(|error| not_bpf(chain(&error)))?;
     if object.has_btf_relocations() {

@@ -53,20 +53,29 @@ pub(crate) fn roles(file: &object::File<'_>) -> BTreeMap<String, Role> {
         .collect()
 }
 
+/// A section that gets another name.
+struct Renamed<'a> {
+    index: usize,
+    name: &'a str,
+    alias: String,
+}
+
 /// A copy of the object `bytes`, which is `file`, in which aya-obj knows the names of all sections of programs. Damaged tables are left as they are.
 pub(crate) fn with_known_names(bytes: &[u8], file: &object::File<'_>) -> Vec<u8> {
     let mut renamed = Vec::new();
     for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
         let Ok(name) = section.name() else { continue };
         if !name.starts_with(".text") && !name.is_empty() {
-            // What is no program of ours is a socket filter to aya-obj, and to us nothing.
-            let alias = Role::of(name).map_or("socket", Role::alias);
-            renamed.push((section.index().0, alias));
+            // What is no program of ours is a socket filter to aya-obj, and to us nothing. Each name is there once, because it finds
+            // information on functions by it.
+            let index = section.index().0;
+            let alias = format!("{}/{index}", Role::of(name).map_or("socket", Role::alias));
+            renamed.push(Renamed { index, name, alias });
         }
     }
     let mut copy = rename(bytes, &renamed).unwrap_or_else(|| bytes.to_vec());
     hide_values(&mut copy, file);
-    copy
+    rename_in_types(&copy, file, &renamed).unwrap_or(copy)
 }
 
 /// aya-obj takes `values` of a map's definition for maps only, not for functions: under another name it passes them over.
@@ -80,32 +89,96 @@ fn hide_values(copy: &mut [u8], file: &object::File<'_>) {
     }
 }
 
-/// Gives sections other names: a longer string table, at the end of the file. Only ELF files of 64 bits have these offsets.
-fn rename(bytes: &[u8], names: &[(usize, &str)]) -> Option<Vec<u8>> {
-    const SECTION_HEADER: usize = 64;
-    let number = |at: usize, size: usize| -> Option<usize> {
-        let mut value = [0; 8];
-        let field = bytes.get(at..at.checked_add(size)?)?;
-        value[..size].copy_from_slice(field);
-        if cfg!(target_endian = "big") {
-            value[..size].reverse();
-        }
-        usize::try_from(u64::from_le_bytes(value)).ok()
-    };
-    let headers = number(40, 8)?;
-    let header = |index: usize| headers.checked_add(index.checked_mul(SECTION_HEADER)?);
-    let strings = header(number(62, 2)?)?;
-    let (offset, size) = (number(strings + 24, 8)?, number(strings + 32, 8)?);
-    let mut table = bytes.get(offset..offset.checked_add(size)?)?.to_vec();
-    let mut out = bytes.to_vec();
-    let mut put = |at: usize, value: &[u8]| Some(out.get_mut(at..at + value.len())?.copy_from_slice(value));
-    for (index, name) in names {
-        put(header(*index)?, &(table.len() as u32).to_ne_bytes())?;
-        table.extend(name.bytes().chain([0]));
+/// Bytes of a section's header; only ELF files of 64 bits have these offsets.
+const SECTION_HEADER: usize = 64;
+
+/// The number of `size` bytes at `at`.
+fn number(bytes: &[u8], at: usize, size: usize) -> Option<usize> {
+    let mut value = [0; 8];
+    let field = bytes.get(at..at.checked_add(size)?)?;
+    value[..size].copy_from_slice(field);
+    if cfg!(target_endian = "big") {
+        value[..size].reverse();
     }
-    put(strings + 24, &(bytes.len() as u64).to_ne_bytes())?;
-    put(strings + 32, &(table.len() as u64).to_ne_bytes())?;
-    out.extend(table);
+    usize::try_from(u64::from_le_bytes(value)).ok()
+}
+
+fn put(bytes: &mut [u8], at: usize, value: &[u8]) -> Option<()> {
+    bytes.get_mut(at..at.checked_add(value.len())?)?.copy_from_slice(value);
+    Some(())
+}
+
+/// Where the header of section `index` is.
+fn header(bytes: &[u8], index: usize) -> Option<usize> {
+    number(bytes, 40, 8)?.checked_add(index.checked_mul(SECTION_HEADER)?)
+}
+
+/// The contents of the section whose header is at `header`.
+fn contents(bytes: &[u8], header: usize) -> Option<&[u8]> {
+    let (offset, size) = (number(bytes, header + 24, 8)?, number(bytes, header + 32, 8)?);
+    bytes.get(offset..offset.checked_add(size)?)
+}
+
+/// Gives the section whose header is at `header` other contents, at the end of the file.
+fn replace(bytes: &mut Vec<u8>, header: usize, contents: &[u8]) -> Option<()> {
+    let end = bytes.len() as u64;
+    put(bytes, header + 24, &end.to_ne_bytes())?;
+    put(bytes, header + 32, &(contents.len() as u64).to_ne_bytes())?;
+    bytes.extend(contents);
+    Some(())
+}
+
+/// Gives sections other names in the table of sections.
+fn rename(bytes: &[u8], names: &[Renamed<'_>]) -> Option<Vec<u8>> {
+    let strings = header(bytes, number(bytes, 62, 2)?)?;
+    let mut table = contents(bytes, strings)?.to_vec();
+    let mut out = bytes.to_vec();
+    for Renamed { index, alias, .. } in names {
+        put(&mut out, header(bytes, *index)?, &(table.len() as u32).to_ne_bytes())?;
+        table.extend(alias.bytes().chain([0]));
+    }
+    replace(&mut out, strings, &table)?;
+    Some(out)
+}
+
+/// The same where lines and functions are told by section: `.BTF.ext`, whose strings are in `.BTF` (`struct btf_ext_header`, `struct
+/// btf_header`). Without it the kernel would get programs whose functions have no types.
+fn rename_in_types(bytes: &[u8], file: &object::File<'_>, names: &[Renamed<'_>]) -> Option<Vec<u8>> {
+    let header_of = |name| header(bytes, file.section_by_name(name)?.index().0);
+    let (types_header, lines_header) = (header_of(".BTF")?, header_of(".BTF.ext")?);
+    let mut types = contents(bytes, types_header)?.to_vec();
+    let mut lines = contents(bytes, lines_header)?.to_vec();
+    let strings = number(&types, 4, 4)?.checked_add(number(&types, 16, 4)?)?;
+    let length = number(&types, 20, 4)?;
+    // They come last, so that more can follow.
+    if strings.checked_add(length)? != types.len() {
+        return None;
+    }
+    let mut offsets = Vec::new();
+    for Renamed { alias, .. } in names {
+        offsets.push(types.len() - strings);
+        types.extend(alias.bytes().chain([0]));
+    }
+    let longer = (types.len() - strings) as u32;
+    put(&mut types, 20, &longer.to_ne_bytes())?;
+
+    // Functions, then lines: the size of a record; for each section its name, the number of records, and these.
+    for place in [8, 16] {
+        let mut at = number(&lines, 4, 4)?.checked_add(number(&lines, place, 4)?)?;
+        let end = at.checked_add(number(&lines, place + 4, 4)?)?;
+        let record = number(&lines, at, 4)?;
+        at += 4;
+        while at < end {
+            let name = types.get(strings.checked_add(number(&lines, at, 4)?)?..)?.split(|byte| *byte == 0).next()?;
+            if let Some(found) = names.iter().position(|renamed| renamed.name.as_bytes() == name) {
+                put(&mut lines, at, &(offsets[found] as u32).to_ne_bytes())?;
+            }
+            at = at.checked_add(8)?.checked_add(number(&lines, at + 4, 4)?.checked_mul(record)?)?;
+        }
+    }
+    let mut out = bytes.to_vec();
+    replace(&mut out, types_header, &types)?;
+    replace(&mut out, lines_header, &lines)?;
     Some(out)
 }
 

@@ -101,3 +101,43 @@ fn a_refusal_tells_the_line_of_the_source() {
     let error = Object::from_bytes("filter.bpf.o", &compile(source)).unwrap().verify().unwrap_err().to_string();
     assert!(error.contains("filter.bpf.c:10: return data[9];"), "{error}");
 }
+
+#[test]
+fn functions_keep_their_types_whatever_their_section_is_called() {
+    // The kernel wants the types of callbacks, and of all functions of a program or of none; clang tells them by section.
+    let source = r#"
+        struct state { int sum; };
+        static long add(unsigned index, struct state *state) { state->sum += index; return 0; }
+        static __attribute__((noinline)) int total(int count) {
+            struct state state = {};
+            bpf_loop(count & 7, add, &state, 0);
+            return state.sum;
+        }
+        SEC("sk_skb1") int first(struct __sk_buff *skb) { return total(skb->len); }
+        SEC("sk_skb2") int second(struct __sk_buff *skb) { return total(skb->len) * 2; }
+        SEC("sk_skb/stream_verdict/suffix") int third(struct __sk_buff *skb) { return total(3) + 10; }"#;
+    let object = verified(source);
+    for (function, expected) in [("first", 10), ("second", 20), ("third", 13)] {
+        let mut program = object.program(function, Kind::StreamVerdict).unwrap();
+        assert_eq!(run(&mut program, b"12345"), Ok(expected), "{function}");
+    }
+}
+
+#[test]
+fn functions_may_be_in_a_section_of_their_own() {
+    let source = r#"
+        __attribute__((noinline, section("of_its_own"))) int twice(struct __sk_buff *skb) { return skb->len * 2; }
+        SEC("sk_skb1") int first(struct __sk_buff *skb) { return twice(skb); }
+        SEC("sk_skb2") int second(struct __sk_buff *skb) { return twice(skb) + 1; }"#;
+    let object = verified(source);
+    for (function, expected) in [("first", 10), ("second", 11)] {
+        assert_eq!(run(&mut object.program(function, Kind::StreamVerdict).unwrap(), b"12345"), Ok(expected));
+    }
+    // aya-obj would take the one for the other.
+    let two = format!(
+        "{source} static __attribute__((noinline)) int thrice(int n) {{ volatile int m = n; return m * 3; }}
+        SEC(\"sk_skb3\") int third(struct __sk_buff *skb) {{ return twice(skb) + thrice(skb->len); }}"
+    );
+    let error = load(&two).unwrap_err().to_string();
+    assert!(error.contains("put all into one section"), "{error}");
+}
