@@ -266,3 +266,12 @@ fn unverified_callbacks_that_do_not_end_are_ended() {
         assert_eq!(fault, tap_engine::ProgramFault::StepLimit);
     }
 }
+
+#[test]
+fn there_are_no_sockets_to_redirect_to() {
+    let source = with_map(
+        r#"MAP(sockets, SOCKMAP, __u32, __u32, 2)
+        VERDICT int f(struct __sk_buff *skb) { return 100 + bpf_sk_redirect_map(skb, &sockets, 0, 0); }"#,
+    );
+    assert_eq!(results(&source, &[b"a"]), [100]);
+}

@@ -92,7 +92,7 @@ fn behind_a_greeting_all_records_pass() {
 fn names_that_are_missing_hidden_or_strange() {
     let f = &mut tls();
     let good = sni("www.example.com");
-    let whole = hello_message(&[good.clone()]);
+    let whole = hello_message(std::slice::from_ref(&good));
     let cases = [
         ("no extensions", hello(&[])),
         ("no name", hello(&[extension(43, &[2, 3, 4])])),

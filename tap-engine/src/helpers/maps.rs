@@ -86,6 +86,13 @@ pub(super) fn tail_call(run: &Run, [_, map, index, ..]: [u64; 5]) -> Outcome {
     }
 }
 
+/// `long bpf_sk_redirect_map(skb, map, key, flags)`, `bpf_sk_redirect_hash`: there are no sockets here, so what the kernel gives where none is found.
+pub(super) fn redirect(run: &Run, [_, map, ..]: [u64; 5]) -> Outcome {
+    const SK_DROP: u64 = 0;
+    resolve(run, map)?;
+    Ok(SK_DROP)
+}
+
 fn ring(run: &Run, handle: u64) -> Result<&Ring, Stop> {
     resolve(run, handle)?.ring().ok_or(Stop::Argument)
 }

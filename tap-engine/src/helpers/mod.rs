@@ -96,6 +96,8 @@ helpers! {
     39: packet::pull_data, false;
     42: get_numa_node_id, false;
     46: packet::socket_cookie, false;
+    52: maps::redirect, true;
+    72: maps::redirect, true;
     93: maps::spin_lock, true;
     94: maps::spin_unlock, true;
     105: text::strtol, true;

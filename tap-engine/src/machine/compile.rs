@@ -65,7 +65,7 @@ fn new_module() -> Result<JITModule, Failure> {
     flags.set("enable_probestack", "false")?;
     flags.set("unwind_info", "false")?;
     flags.set("enable_verifier", if cfg!(debug_assertions) { "true" } else { "false" })?;
-    let isa = cranelift_native::builder().map_err(|reason| reason)?;
+    let isa = cranelift_native::builder()?;
     let isa = isa.finish(settings::Flags::new(flags))?;
     Ok(JITModule::new(JITBuilder::with_isa(isa, cranelift_module::default_libcall_names())))
 }

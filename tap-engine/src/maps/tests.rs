@@ -187,8 +187,8 @@ fn threads_find_what_others_have_put() {
             scope.spawn(move || {
                 for round in 0..4000_u64 {
                     // Ten keys of its own; and some that all fight for.
-                    let own = ((thread + 1) << 32 | round % 10).to_ne_bytes();
-                    let value = (round << 8 | thread).to_ne_bytes();
+                    let own = (((thread + 1) << 32) | (round % 10)).to_ne_bytes();
+                    let value = ((round << 8) | thread).to_ne_bytes();
                     map.update(&own, &value, 0, 0).unwrap();
                     assert_eq!(map.get(&own).unwrap(), value);
                     let shared = (round % 7).to_ne_bytes();
