@@ -5,22 +5,21 @@
 //!        │ Object::load: ELF, maps, relocation                        │
 //!        │ Object::verify: the kernel's verifier                      ▼
 //!        ▼                                                 ┌─ Filter::next ─────────────────────┐
-//!      Object ──── Object::program, once per thread ────▶  │ stream parser ──▶ length           │
+//!      Object ──── Object::program: native code ────────▶  │ stream parser ──▶ length           │
 //!        │ maps, globals: shared by all                    │ verdict ──▶ pass, drop, disconnect │
 //!        ▼                                                 └────────────────────────────────────┘
-//!   map_value, take_printed                                           │ Step
+//!   map, take_printed                                                 │ Step
 //! ```
 //!
 //! Programs are ordinary kernel objects: sections `sk_skb/stream_parser` and `sk_skb/stream_verdict`, context
-//! `struct __sk_buff`, array maps, global variables, and the helpers `bpf_map_lookup_elem`, `bpf_map_update_elem`,
-//! `bpf_ktime_get_ns`, `bpf_get_prandom_u32`, `bpf_trace_printk`, `bpf_skb_load_bytes`, `bpf_skb_pull_data`. The same file loads
+//! `struct __sk_buff`, maps, global variables, and the kernel's helpers; the crate's README lists them. The same file loads
 //! into a kernel sockmap. `STAP_DISCONNECT` (2) is one more verdict, which the kernel takes for a drop.
 //!
 //! What holds:
 //! - A program can neither crash nor hang its caller, verified or not: what it must not do is a [`ProgramFault`], and a file
 //!   that cannot be run is a [`LoadError`].
-//! - It reads and writes only its own stack, its context, the bytes that it was called on, and its object's maps. (The
-//!   interpreter looks at the first byte of an access to a map only; up to 7 bytes behind each map are ours too.)
+//! - It reads and writes only its own stack, its context, the bytes that it was called on, and its object's maps: the kernel's
+//!   verifier has proved that, or each access is checked. The module `machine` has the argument.
 //! - It sees the bytes from `data` to `data_end` and no more: a parser all that are available from the head of the message on (as far as
 //!   a message may reach), a verdict exactly the message.
 //! - How a stream is spread over calls changes neither messages nor verdicts.
@@ -31,7 +30,7 @@
 //! passed on is for the owner of the buffer to decide; the dataplane fills the buffer with a copy, and passes on what the
 //! sender sent.
 //!
-//! Nothing but the module `program` knows what executes the bytecode.
+//! Nothing but the module `machine` knows how programs are executed.
 
 #![deny(unsafe_code)]
 
