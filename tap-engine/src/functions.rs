@@ -11,8 +11,9 @@ use crate::instruction::{
 };
 use crate::maps::Maps;
 
-/// The longest linked program, in slots.
-pub(crate) const MAX_SLOTS: usize = 1 << 17;
+/// The longest linked program, in slots. What the code generator needs for a function grows with the square of its blocks: one of this length
+/// can take it seconds.
+pub(crate) const MAX_SLOTS: usize = 1 << 15;
 
 /// The deepest nesting of calls, the program itself included (kernel: `MAX_CALL_FRAMES`).
 pub(crate) const MAX_CALL_FRAMES: usize = 8;

@@ -49,13 +49,13 @@ impl Translator<'_, '_> {
         self.builder.ins().brif(inside, on, &[], elsewhere, &[]);
 
         self.builder.set_cold_block(elsewhere);
-        self.builder.switch_to_block(elsewhere);
+        self.switch_to(elsewhere);
         let (bytes, writes) = (self.number(size.into()), self.number(write.into()));
         let allowed = self.call_native(may_touch as *const () as usize, &[self.run, address, bytes, writes]);
         let refused = self.builder.ins().icmp_imm_s(IntCC::Equal, allowed, 0);
         self.fault_if(refused, fault, detail);
         self.builder.ins().jump(on, &[]);
-        self.builder.switch_to_block(on);
+        self.switch_to(on);
         (address, 0)
     }
 

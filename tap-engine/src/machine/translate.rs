@@ -144,7 +144,7 @@ impl Translator<'_, '_> {
     fn enter(&mut self) {
         let first = self.builder.create_block();
         self.builder.append_block_params_for_function_params(first);
-        self.builder.switch_to_block(first);
+        self.switch_to(first);
         let parameters = self.builder.block_params(first).to_vec();
         self.run = parameters[0];
         let zero = self.number(0);
@@ -175,16 +175,22 @@ impl Translator<'_, '_> {
     }
 
     fn body(&mut self, leaders: &BTreeSet<usize>, kinds: &Kinds) {
+        let loops = self.loops();
         for &leader in leaders {
             let end = leaders.range(leader + 1..).next().copied().unwrap_or(self.function.end);
             // A block that no way leads to: nothing of it is translated but its end, which every block must have.
+            let block = self.blocks[&leader];
+            // All ways to a block are known now, but those that come back to it.
+            if loops.contains(&leader) {
+                self.builder.switch_to_block(block)
+            } else {
+                self.switch_to(block)
+            }
             let Some(registers) = kinds.at(leader) else {
-                self.builder.switch_to_block(self.blocks[&leader]);
                 self.leave();
                 continue;
             };
             self.kinds = registers;
-            self.builder.switch_to_block(self.blocks[&leader]);
             let slots = (leader..end).filter(|&at| !self.surroundings.program.functions.second_slots[at]);
             let slots: Vec<usize> = slots.collect();
             if self.surroundings.mode.counted {
@@ -204,6 +210,21 @@ impl Translator<'_, '_> {
                 self.builder.ins().jump(next, &[]);
             }
         }
+    }
+
+    /// Where jumps backward lead.
+    fn loops(&self) -> BTreeSet<usize> {
+        let program = self.surroundings.program;
+        let slots = (self.function.start..self.function.end).filter(|&at| !program.functions.second_slots[at]);
+        let jumps = slots.filter(|&at| program.instructions[at].is_jump());
+        jumps.filter_map(|at| program.instructions[at].target(at).filter(|target| *target <= at)).collect()
+    }
+
+    /// Goes on in `block`, which no further way leads to than those that are there: so its registers are known at once, and a long
+    /// program does not take long.
+    pub(super) fn switch_to(&mut self, block: Block) {
+        self.builder.switch_to_block(block);
+        self.builder.seal_block(block);
     }
 
     fn finish(mut self) -> bool {
@@ -414,9 +435,9 @@ impl Translator<'_, '_> {
         let missing = self.builder.create_block();
         let negative = self.builder.ins().icmp_imm_s(IntCC::SignedLessThan, value, 0);
         self.builder.ins().brif(negative, missing, &[], good, &[]);
-        self.builder.switch_to_block(missing);
+        self.switch_to(missing);
         self.leave();
-        self.builder.switch_to_block(good);
+        self.switch_to(good);
         self.set(0, value);
     }
 
@@ -437,7 +458,7 @@ impl Translator<'_, '_> {
         }
         let back = self.builder.create_block();
         self.builder.ins().brif(condition, back, &[], next, &[]);
-        self.builder.switch_to_block(back);
+        self.switch_to(back);
         self.pay_for_loop(target);
         let block = self.blocks[&target];
         self.builder.ins().jump(block, &[]);
@@ -527,9 +548,9 @@ impl Translator<'_, '_> {
             let failed = self.builder.ins().icmp_imm_s(IntCC::Equal, result, helpers::NO_TAIL_CALL as i64);
             let (done, on) = (self.builder.create_block(), self.builder.create_block());
             self.builder.ins().brif(failed, on, &[], done, &[]);
-            self.builder.switch_to_block(done);
+            self.switch_to(done);
             self.exit();
-            self.builder.switch_to_block(on);
+            self.switch_to(on);
         }
         true
     }
@@ -564,9 +585,9 @@ impl Translator<'_, '_> {
         let (leave, on) = (self.builder.create_block(), self.builder.create_block());
         self.builder.ins().brif(fault, leave, &[], on, &[]);
         self.builder.set_cold_block(leave);
-        self.builder.switch_to_block(leave);
+        self.switch_to(leave);
         self.leave();
-        self.builder.switch_to_block(on);
+        self.switch_to(on);
     }
 
     /// Goes to the fault `number` if `condition` is not 0.
@@ -576,7 +597,7 @@ impl Translator<'_, '_> {
         let detail = self.builder.ins().iconst(types::I32, i64::from(detail));
         let arguments = [BlockArg::Value(fault), BlockArg::Value(detail)];
         self.builder.ins().brif(condition, self.fault_block, &arguments, on, &[]);
-        self.builder.switch_to_block(on);
+        self.switch_to(on);
     }
 
     /// Takes `steps` from the budget; a fault if it is used up.
