@@ -32,6 +32,7 @@
 #![allow(unsafe_code)]
 
 mod access;
+mod arithmetic;
 mod code;
 mod compile;
 mod kinds;
