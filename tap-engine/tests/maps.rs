@@ -6,7 +6,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{compile, is_root, run};
-use tap_engine::{Kind, Map, Object};
+use tap_engine::{Kind, Map, Object, ProgramFault};
 
 /// What verdict `f` of `source` returns for each of `messages`, one after the other; in both modes the same.
 #[track_caller]
@@ -263,7 +263,7 @@ fn unverified_callbacks_that_do_not_end_are_ended() {
             object.verify().unwrap();
         }
         let fault = run(&mut object.program("f", Kind::StreamVerdict).unwrap(), b"").unwrap_err();
-        assert_eq!(fault, tap_engine::ProgramFault::StepLimit);
+        assert_eq!(fault, ProgramFault::StepLimit);
     }
 }
 
@@ -274,4 +274,123 @@ fn there_are_no_sockets_to_redirect_to() {
         VERDICT int f(struct __sk_buff *skb) { return 100 + bpf_sk_redirect_map(skb, &sockets, 0, 0); }"#,
     );
     assert_eq!(results(&source, &[b"a"]), [100]);
+}
+
+/// Runs `f` of `source`, unverified, on each of `messages`; and what it has put into the ring buffer `events`.
+fn unverified(source: &str, messages: &[&[u8]]) -> (Vec<Result<u32, ProgramFault>>, Vec<Vec<u8>>) {
+    let object = Object::from_bytes("filter.bpf.o", &compile(source)).unwrap();
+    let mut program = object.program("f", Kind::StreamVerdict).unwrap();
+    let results = messages.iter().map(|message| run(&mut program, message)).collect();
+    let mut records = Vec::new();
+    if let Some(events) = object.map("events") {
+        events.drain(&mut |record| records.push(record.to_vec()));
+    }
+    (results, records)
+}
+
+#[test]
+fn a_fault_gives_back_the_records_that_were_reserved() {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } events SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) {
+            __u32 length = skb->len, *record;
+            if (length == 3) return bpf_ringbuf_reserve(&events, 8, 0) != 0;
+            record = bpf_ringbuf_reserve(&events, 4, 0);
+            if (!record) return 1000;
+            if (length == 2) *record = *(volatile __u32 *)8;
+            *record = length;
+            bpf_ringbuf_submit(record, 0);
+            return 7;
+        }"#;
+    let (results, records) = unverified(source, &[b"a", b"bb", b"ccc", b"a"]);
+    assert!(matches!(results[..], [Ok(7), Err(ProgramFault::OutOfBounds { .. }), Ok(1), Ok(7)]), "{results:?}");
+    assert_eq!(records, [1_u32.to_ne_bytes(), 1_u32.to_ne_bytes()]);
+}
+
+#[test]
+fn a_loop_that_is_ended_gives_back_its_record() {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } events SEC(".maps");
+        static long inner(__u32 turn, void *context) { return 0; }
+        static long outer(__u32 turn, void *context) { bpf_loop(1 << 22, inner, 0, 0); return 0; }
+        VERDICT int f(struct __sk_buff *skb) {
+            __u32 length = skb->len, *record = bpf_ringbuf_reserve(&events, 4, 0);
+            if (!record) return 1000;
+            *record = length;
+            if (length == 2) bpf_loop(1 << 22, outer, 0, 0);
+            bpf_ringbuf_submit(record, 0);
+            return 7;
+        }"#;
+    for verified in [false, is_root()] {
+        let mut object = Object::from_bytes("filter.bpf.o", &compile(source)).unwrap();
+        if verified {
+            object.verify().unwrap();
+        }
+        let mut program = object.program("f", Kind::StreamVerdict).unwrap();
+        assert_eq!(run(&mut program, b"bb"), Err(ProgramFault::StepLimit));
+        assert_eq!(run(&mut program, b"a"), Ok(7));
+        let mut last = Vec::new();
+        object.map("events").unwrap().drain(&mut |record| last = record.to_vec());
+        assert_eq!(last, 1_u32.to_ne_bytes(), "{verified}");
+    }
+}
+
+#[test]
+fn one_run_ends_no_record_of_another() {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } events SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) {
+            long held = 0;
+            for (int i = 0; i < 100; i++) held += bpf_ringbuf_reserve(&events, 1, 0) != 0;
+            if (skb->len == 1) { void *record = bpf_ringbuf_reserve(&events, 1, 1); bpf_ringbuf_submit(record, 0); }
+            return held;
+        }"#;
+    let (results, records) = unverified(source, &[b"", b"a", b""]);
+    assert!(matches!(results[..], [Ok(64), Err(ProgramFault::BadArgument { helper: 132 }), Ok(64)]), "{results:?}");
+    assert!(records.is_empty());
+}
+
+#[test]
+fn a_fault_opens_the_lock_that_was_taken() {
+    let source = with_map(
+        r#"
+        struct entry { struct bpf_spin_lock lock; __u32 count; };
+        MAP(table, ARRAY, __u32, struct entry, 2)
+        VERDICT int f(struct __sk_buff *skb) {
+            __u32 key = 0, count; struct entry *entry = bpf_map_lookup_elem(&table, &key), *other;
+            key = 1; other = bpf_map_lookup_elem(&table, &key);
+            if (!entry || !other) return 1000;
+            if (skb->len == 3) bpf_spin_unlock(&entry->lock);
+            bpf_spin_lock(&entry->lock);
+            if (skb->len == 1) entry->count = *(volatile __u32 *)8;
+            if (skb->len == 2) bpf_spin_lock(&other->lock);
+            if (skb->len == 4) return 8;
+            count = ++entry->count; bpf_spin_unlock(&entry->lock);
+            return count;
+        }"#,
+    );
+    let (results, _) = unverified(&source, &[b"a", b"", b"bb", b"", b"ccc", b"", b"dddd", b""]);
+    assert!(matches!(results[0], Err(ProgramFault::OutOfBounds { .. })), "{results:?}");
+    let refused = |helper| Err(ProgramFault::BadArgument { helper });
+    assert_eq!(results[1..], [Ok(1), refused(93), Ok(2), refused(94), Ok(3), Ok(8), Ok(4)]);
+}
+
+#[test]
+fn maps_that_programs_may_not_write_are_not_written_through_helpers() {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_HASH); __uint(max_entries, 2); __uint(map_flags, BPF_F_RDONLY_PROG); __type(key, __u32); __type(value, __u32); } table SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) {
+            __u32 key = 1;
+            return -bpf_map_update_elem(&table, &key, &key, 0) * 100 - bpf_map_delete_elem(&table, &key);
+        }"#;
+    assert_eq!(unverified(source, &[b""]).0, [Ok(101)]);
+}
+
+#[test]
+fn maps_of_sockets_have_keys_as_the_kernels() {
+    let source = r#"
+        struct { __uint(type, BPF_MAP_TYPE_SOCKHASH); __uint(max_entries, 2); __uint(key_size, 1000); __uint(value_size, 4); } sockets SEC(".maps");
+        VERDICT int f(struct __sk_buff *skb) { char key[8] = {}; return bpf_map_lookup_elem(&sockets, key) != 0; }"#;
+    let error = Object::from_bytes("filter.bpf.o", &compile(source)).unwrap_err();
+    assert!(error.to_string().contains("1 to 512 bytes"), "{error}");
 }

@@ -9,6 +9,9 @@ use crate::maps::{ElementKey, Map, Ring};
 /// Turns that a program waits for a lock: the verifier proves that locks are given back soon.
 const LOCK_TURNS: u32 = 1 << 22;
 
+/// Records that one run may have reserved and not ended.
+pub(super) const MAX_RECORDS: usize = 64;
+
 fn resolve(run: &Run, handle: u64) -> Result<&Map, Stop> {
     run.environment.maps.resolve(handle).ok_or(Stop::Argument)
 }
@@ -45,6 +48,9 @@ pub(super) fn lookup_percpu(run: &Run, [map, key, cpu, ..]: [u64; 5]) -> Outcome
 /// `long bpf_map_update_elem(map, key, value, flags)`.
 pub(super) fn update(run: &Run, [map, key, value, flags, _]: [u64; 5]) -> Outcome {
     let map = resolve(run, map)?;
+    if map.is_read_only() {
+        return Ok(error(libc::EPERM));
+    }
     let mut scratch = run.environment.scratch.borrow_mut();
     let super::Scratch { key: key_room, value: value_room } = &mut *scratch;
     let definition = map.definition();
@@ -58,6 +64,9 @@ pub(super) fn update(run: &Run, [map, key, value, flags, _]: [u64; 5]) -> Outcom
 /// `long bpf_map_delete_elem(map, key)`.
 pub(super) fn delete(run: &Run, [map, key, ..]: [u64; 5]) -> Outcome {
     let map = resolve(run, map)?;
+    if map.is_read_only() {
+        return Ok(error(libc::EPERM));
+    }
     with_key(run, map, key, |key| errno(map.delete_elem(key)))
 }
 
@@ -110,10 +119,16 @@ pub(super) fn ringbuf_output(run: &Run, [map, data, size, flags, _]: [u64; 5]) -
     Ok(0)
 }
 
-/// `void *bpf_ringbuf_reserve(ring, size, flags)`.
+/// `void *bpf_ringbuf_reserve(ring, size, flags)`. A run that holds [`MAX_RECORDS`] finds no room.
 pub(super) fn ringbuf_reserve(run: &Run, [map, size, flags, ..]: [u64; 5]) -> Outcome {
     let ring = ring(run, map)?;
-    Ok(if flags == 0 { ring.reserve(size).unwrap_or(0) } else { 0 })
+    let records = &mut run.environment.held.borrow_mut().records;
+    if flags != 0 || records.len() == MAX_RECORDS {
+        return Ok(0);
+    }
+    let record = ring.reserve(size);
+    records.extend(record);
+    Ok(record.unwrap_or(0))
 }
 
 /// `void bpf_ringbuf_submit(data, flags)`.
@@ -126,10 +141,25 @@ pub(super) fn ringbuf_discard(run: &Run, [data, ..]: [u64; 5]) -> Outcome {
     end_record(run, data, false)
 }
 
-/// Ends the record at `data`, whichever ring buffer it is of.
+/// Ends the record at `data`, which this run has reserved, whichever ring buffer it is of.
 fn end_record(run: &Run, data: u64, submit: bool) -> Outcome {
+    let records = &mut run.environment.held.borrow_mut().records;
+    let index = records.iter().rposition(|record| *record == data).ok_or(Stop::Argument)?;
+    records.swap_remove(index);
     let mut rings = run.environment.maps.all().iter().filter_map(|map| map.ring());
     if rings.any(|ring| ring.end(data, submit)) { Ok(0) } else { Err(Stop::Argument) }
+}
+
+/// Discards the records that the run has not ended, so that those behind them come out, and opens its lock.
+pub(super) fn give_back(run: &Run) {
+    let held = &mut *run.environment.held.borrow_mut();
+    for record in held.records.drain(..) {
+        run.environment.maps.all().iter().filter_map(|map| map.ring()).any(|ring| ring.end(record, false));
+    }
+    if let Some(lock) = held.lock.take() {
+        // It could be reached when it was taken.
+        let _ = run.exchange(lock, 0);
+    }
 }
 
 /// `u64 bpf_ringbuf_query(ring, what)`.
@@ -142,10 +172,15 @@ fn are_flags(flags: u64) -> bool {
     flags & !3 == 0
 }
 
-/// `long bpf_spin_lock(struct bpf_spin_lock *lock)`, in a map value.
+/// `long bpf_spin_lock(struct bpf_spin_lock *lock)`, in a map value. A program holds one at a time, else it could wait for itself.
 pub(super) fn spin_lock(run: &Run, [lock, ..]: [u64; 5]) -> Outcome {
+    let held = &mut run.environment.held.borrow_mut().lock;
+    if held.is_some() {
+        return Err(Stop::Argument);
+    }
     for turn in 1..LOCK_TURNS {
         if run.exchange(lock, 1)? == 0 {
+            *held = Some(lock);
             return Ok(0);
         }
         // Whoever holds it may need this core to end.
@@ -156,6 +191,11 @@ pub(super) fn spin_lock(run: &Run, [lock, ..]: [u64; 5]) -> Outcome {
 
 /// `long bpf_spin_unlock(struct bpf_spin_lock *lock)`.
 pub(super) fn spin_unlock(run: &Run, [lock, ..]: [u64; 5]) -> Outcome {
+    let held = &mut run.environment.held.borrow_mut().lock;
+    if *held != Some(lock) {
+        return Err(Stop::Argument);
+    }
     run.exchange(lock, 0)?;
+    *held = None;
     Ok(0)
 }

@@ -39,6 +39,16 @@ pub(crate) struct Environment {
     pub(crate) cpu: u32,
     /// Copies of keys and values that are given to helpers.
     scratch: RefCell<Scratch>,
+    held: RefCell<Held>,
+}
+
+/// What the running program has to give back: others wait for it.
+#[derive(Debug)]
+struct Held {
+    /// Addresses of records that it has reserved and not ended.
+    records: Vec<u64>,
+    /// The address of the lock that it has taken.
+    lock: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -53,7 +63,18 @@ impl Environment {
         let longest = maps.all().iter().map(|map| map.definition().value_size).max().unwrap_or(0);
         let scratch = Scratch { key: [0; MAX_KEY], value: vec![0; longest as usize].into() };
         let (now_ns, random) = (Cell::new(0), Cell::new(0));
-        Self { maps, printed, function, now_ns, random, cpu: 0, scratch: RefCell::new(scratch) }
+        let held = Held { records: Vec::with_capacity(maps::MAX_RECORDS), lock: None };
+        let (scratch, held) = (RefCell::new(scratch), RefCell::new(held));
+        Self { maps, printed, function, now_ns, random, cpu: 0, scratch, held }
+    }
+}
+
+/// Gives back what a run has left behind: one that ended with a fault, or that no verifier has seen.
+pub(crate) fn give_back(run: &Run) {
+    let held = run.environment.held.borrow();
+    if held.lock.is_some() || !held.records.is_empty() {
+        drop(held);
+        maps::give_back(run);
     }
 }
 

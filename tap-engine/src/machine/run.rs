@@ -336,6 +336,7 @@ impl Machine {
         // SAFETY: `entry` is native code of `run.code`, which lives as long as `run`. `context` and `buffer` are borrowed for the call and
         // nobody else refers to them; what else it touches belongs to `run` and its maps. See the module for why it stays within these.
         let result = unsafe { (self.entry)(run, context) };
+        crate::helpers::give_back(run);
         run.message_length.set(0);
         match run.fault.get() {
             0 => Ok(result),

@@ -16,11 +16,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use siphasher::sip::SipHasher13;
 
 use super::array::value_of;
-use super::{ElementKey, update};
+use super::{ElementKey, MAX_KEY, update};
 use crate::machine::{MemoryError, Region};
 
 /// Elements that are looked at for one to evict.
 const SCAN: u32 = 64;
+
+/// Elements that are looked at before a lookup asks whether its chain is still the one that it began with.
+const STRIDE: u32 = 16;
+
+/// Elements whose keys are copied while changes wait.
+const PORTION: u32 = 1024;
 
 /// Bits of `marks`.
 const IN_USE: u32 = 1;
@@ -48,6 +54,8 @@ pub(super) struct Hash {
     value_stride: usize,
     entries: u32,
     cpus: u32,
+    /// Control sees all values of a key, each rounded up.
+    per_cpu: bool,
     evicts: bool,
     seed: u64,
     buckets: u32,
@@ -79,6 +87,7 @@ impl Hash {
         value_size: u32,
         entries: u32,
         cpus: u32,
+        per_cpu: bool,
         evicts: bool,
     ) -> Result<Self, MemoryError> {
         let (key_size, value_size) = (key_size as usize, value_size as usize);
@@ -93,6 +102,7 @@ impl Hash {
             value_stride,
             entries,
             cpus,
+            per_cpu,
             evicts,
             // Where the kernel maps memory is as secret as a seed needs to be, for who sends messages.
             seed: values.address().rotate_left(20) ^ std::process::id() as u64,
@@ -150,6 +160,17 @@ impl Hash {
         self.marks.atomic_u32(element as usize)
     }
 
+    fn is_used(&self, element: u32) -> bool {
+        self.mark(element).load(Ordering::Relaxed) & IN_USE != 0
+    }
+
+    /// A copy of the key of an element; the map is locked.
+    fn key(&self, element: u32) -> Vec<u8> {
+        let mut key = vec![0; self.key_size];
+        self.keys.copy_out(element as usize * self.key_stride, &mut key);
+        key
+    }
+
     fn value_offset(&self, element: u32, cpu: u32) -> usize {
         (element as usize * self.cpus as usize + (cpu % self.cpus) as usize) * self.value_stride
     }
@@ -163,18 +184,26 @@ impl Hash {
         words(key).zip(first..).all(|(word, index)| self.keys.atomic_u64(index).load(Ordering::Relaxed) == word)
     }
 
-    /// The element of `key` in `bucket`, as far as can be seen while others may change it.
-    fn walk(&self, bucket: u32, key: &[u8]) -> Option<u32> {
+    /// The element of `key` in `bucket`, as far as can be seen while others may change it; none once `is_current` denies.
+    fn walk(&self, bucket: u32, key: &[u8], is_current: impl Fn() -> bool) -> Option<u32> {
         let mut next = self.head(bucket).load(Ordering::Acquire);
-        // A chain that changes can lead in a circle for a moment.
-        for _ in 0..self.entries {
+        for step in 1..=self.entries {
             let element = next.checked_sub(1)?;
             if self.has_key(element, key) {
                 return Some(element);
             }
             next = self.link(element).load(Ordering::Acquire);
+            // An element that was deleted meanwhile leads to all those that are free, or in a circle.
+            if step.is_multiple_of(STRIDE) && !is_current() {
+                return None;
+            }
         }
         None
+    }
+
+    /// As [`walk`](Self::walk), for who holds the lock.
+    fn walk_locked(&self, bucket: u32, key: &[u8]) -> Option<u32> {
+        self.walk(bucket, key, || true)
     }
 
     fn find(&self, key: &[u8]) -> Option<u32> {
@@ -182,7 +211,7 @@ impl Hash {
         for turn in 1_u32.. {
             let version = self.version(bucket).load(Ordering::Acquire);
             if version & 1 == 0 {
-                let found = self.walk(bucket, key);
+                let found = self.walk(bucket, key, || self.version(bucket).load(Ordering::Relaxed) == version);
                 fence(Ordering::Acquire);
                 if self.version(bucket).load(Ordering::Relaxed) == version {
                     return found;
@@ -241,7 +270,7 @@ impl Hash {
     fn put(&self, key: &[u8], flags: u64, write: impl FnOnce(u32, bool)) -> Result<(), i32> {
         let bucket = self.bucket(key);
         let mut writer = self.lock();
-        if let Some(element) = self.walk(bucket, key) {
+        if let Some(element) = self.walk_locked(bucket, key) {
             if flags == update::NOEXIST {
                 return Err(libc::EEXIST);
             }
@@ -296,9 +325,10 @@ impl Hash {
 
     /// Takes an element in use out of its chain.
     fn unlink(&self, element: u32, writer: &mut Writer) {
-        let mut bytes = vec![0; self.key_size];
-        self.keys.copy_out(element as usize * self.key_stride, &mut bytes);
-        let bucket = self.bucket(&bytes);
+        let mut room = [0; MAX_KEY];
+        let key = &mut room[..self.key_size];
+        self.keys.copy_out(element as usize * self.key_stride, key);
+        let bucket = self.bucket(key);
         self.unlink_from(bucket, element, writer);
     }
 
@@ -320,7 +350,7 @@ impl Hash {
     pub(super) fn delete(&self, key: &[u8]) -> Result<(), i32> {
         let bucket = self.bucket(key);
         let mut writer = self.lock();
-        let element = self.walk(bucket, key).ok_or(libc::ENOENT)?;
+        let element = self.walk_locked(bucket, key).ok_or(libc::ENOENT)?;
         self.unlink_from(bucket, element, &mut writer);
         self.link(element).store(writer.free, Ordering::Relaxed);
         writer.free = element + 1;
@@ -328,8 +358,10 @@ impl Hash {
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Option<Vec<u8>> {
-        let element = self.find(key)?;
-        let size = if self.cpus > 1 { self.value_stride } else { self.value_size };
+        // Locked: else the element could become another key's before its value is copied.
+        let _writer = self.lock();
+        let element = self.walk_locked(self.bucket(key), key)?;
+        let size = if self.per_cpu { self.value_stride } else { self.value_size };
         let mut all = vec![0; size * self.cpus as usize];
         for (cpu, value) in (0..).zip(all.chunks_exact_mut(size)) {
             self.values.copy_out(self.value_offset(element, cpu), value);
@@ -338,15 +370,16 @@ impl Hash {
     }
 
     pub(super) fn keys(&self) -> Vec<Vec<u8>> {
-        let writer = self.lock();
-        let elements = (0..writer.taken).filter(|element| self.mark(*element).load(Ordering::Relaxed) & IN_USE != 0);
-        elements
-            .map(|element| {
-                let mut key = vec![0; self.key_size];
-                self.keys.copy_out(element as usize * self.key_stride, &mut key);
-                key
-            })
-            .collect()
+        let mut keys = Vec::new();
+        for first in (0..self.entries).step_by(PORTION as usize) {
+            let writer = self.lock();
+            if first >= writer.taken {
+                break;
+            }
+            let portion = first..writer.taken.min(first + PORTION);
+            keys.extend(portion.filter(|element| self.is_used(*element)).map(|element| self.key(element)));
+        }
+        keys
     }
 
     /// Entries in use.
@@ -361,7 +394,7 @@ impl Hash {
     ) -> Result<u32, E> {
         let taken = self.lock().taken;
         let mut count = 0;
-        for element in (0..taken).filter(|element| self.mark(*element).load(Ordering::Relaxed) & IN_USE != 0) {
+        for element in (0..taken).filter(|element| self.is_used(*element)) {
             count += 1;
             let key = self.keys.address() + (element as usize * self.key_stride) as u64;
             if each(ElementKey::Address(key), self.value_address(element, cpu))?.is_break() {
@@ -369,5 +402,41 @@ impl Hash {
             }
         }
         Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_lookup_that_was_led_astray_soon_begins_anew() {
+        let hash = Hash::new(4, 4, 10_000, 1, false, false).unwrap();
+        for number in 0..10_000_u32 {
+            hash.set(&number.to_ne_bytes(), &[0; 4]).unwrap();
+        }
+        for number in 0..10_000_u32 {
+            hash.delete(&number.to_ne_bytes()).unwrap();
+        }
+        // As who stands at an element that is deleted: all that are free follow.
+        let key = [0xff; 4];
+        let bucket = hash.bucket(&key);
+        hash.head(bucket).store(hash.lock().free, Ordering::Relaxed);
+        let asked = Cell::new(0);
+        let found = hash.walk(bucket, &key, || {
+            asked.set(asked.get() + 1);
+            false
+        });
+        assert_eq!((found, asked.get()), (None, 1));
+        assert_eq!(
+            hash.walk(bucket, &key, || {
+                asked.set(asked.get() + 1);
+                true
+            }),
+            None
+        );
+        assert_eq!(asked.get(), 1 + 10_000 / STRIDE);
     }
 }

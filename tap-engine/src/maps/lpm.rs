@@ -28,7 +28,7 @@ impl Lpm {
     pub(super) fn new(key_size: u32, value_size: u32, entries: u32) -> Result<Self, MemoryError> {
         let bits = (key_size as usize - LENGTH) * 8;
         let lengths = (0..=bits).map(|_| AtomicU32::new(0)).collect();
-        let table = Hash::new(key_size, value_size, entries, 1, false)?;
+        let table = Hash::new(key_size, value_size, entries, 1, false, false)?;
         Ok(Self { table, entries, lengths, changing: Mutex::new(()) })
     }
 

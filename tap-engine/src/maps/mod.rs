@@ -31,7 +31,7 @@ use self::hash::Hash;
 use self::lpm::Lpm;
 pub(crate) use self::ring::Ring;
 use crate::error::LoadError;
-use crate::machine::MemoryError;
+use crate::machine::{MemoryError, Region};
 use crate::names;
 
 /// Upper half of a handle: an address that no memory has, so that a program that follows a handle faults.
@@ -144,7 +144,7 @@ enum Content {
     Lpm(Lpm),
     Ring(Ring),
     /// Programs by index: their number in the object and one, or 0.
-    Programs(Box<[AtomicU32]>),
+    Programs(Region, u32),
     /// Sockets, of which there are none here: lookups miss, updates fail.
     Sockets,
 }
@@ -185,9 +185,8 @@ impl Map {
             Content::Array(array) => array.get(index(key)).ok_or(MapError::NoSuchKey),
             Content::Hash(hash) => hash.get(key).ok_or(MapError::NoSuchKey),
             Content::Lpm(lpm) => lpm.get(key).ok_or(MapError::NoSuchKey),
-            Content::Programs(programs) => {
-                let program = programs.get(index(key) as usize).map_or(0, |program| program.load(Ordering::Relaxed));
-                if program == 0 { Err(MapError::NoSuchKey) } else { Ok((program - 1).to_ne_bytes().into()) }
+            Content::Programs(..) => {
+                self.program_at(index(key)).map(|program| program.to_ne_bytes().into()).ok_or(MapError::NoSuchKey)
             }
             Content::Ring(_) | Content::Sockets => Err(MapError::Unsupported),
         }
@@ -207,15 +206,17 @@ impl Map {
                 _ => MapError::NoSuchKey,
             })
         };
-        let cpus = self.cpus() as usize;
-        if value.len() != expected && (cpus == 1 || value.len() != expected.next_multiple_of(8) * cpus) {
+        let is_all = || {
+            is_per_cpu(self.definition.map_type) && value.len() == expected.next_multiple_of(8) * self.cpus() as usize
+        };
+        if value.len() != expected && !is_all() {
             return Err(MapError::ValueSize { expected, given: value.len() });
         }
         match &self.content {
             Content::Array(array) => set(array.set(index(key), value)),
             Content::Hash(hash) => set(hash.set(key, value)),
             Content::Lpm(lpm) => set(lpm.update(key, value, 0)),
-            Content::Ring(_) | Content::Sockets | Content::Programs(_) => Err(MapError::Unsupported),
+            Content::Ring(_) | Content::Sockets | Content::Programs(..) => Err(MapError::Unsupported),
         }
     }
 
@@ -231,14 +232,14 @@ impl Map {
         })
     }
 
-    /// All keys; of maps that change meanwhile, most.
+    /// All keys; of maps that change meanwhile, most, and some perhaps twice.
     pub fn keys(&self) -> Vec<Vec<u8>> {
         let numbers = |count: u32| (0..count).map(|index| index.to_ne_bytes().to_vec()).collect();
         match &self.content {
             Content::Array(array) => numbers(array.entries()),
             Content::Hash(hash) => hash.keys(),
             Content::Lpm(lpm) => lpm.keys(),
-            Content::Programs(programs) => numbers(programs.len() as u32),
+            Content::Programs(_, entries) => numbers(*entries),
             Content::Ring(_) | Content::Sockets => Vec::new(),
         }
     }
@@ -280,7 +281,7 @@ impl Map {
             Content::Array(array) => array.address(index(key), cpu),
             Content::Hash(hash) => hash.lookup(key, cpu),
             Content::Lpm(lpm) => lpm.lookup(key),
-            Content::Ring(_) | Content::Programs(_) | Content::Sockets => None,
+            Content::Ring(_) | Content::Programs(..) | Content::Sockets => None,
         }
     }
 
@@ -293,7 +294,7 @@ impl Map {
             Content::Array(array) => array.update(index(key), value, flags, cpu),
             Content::Hash(hash) => hash.update(key, value, flags, cpu),
             Content::Lpm(lpm) => lpm.update(key, value, flags),
-            Content::Ring(_) | Content::Programs(_) | Content::Sockets => Err(libc::EOPNOTSUPP),
+            Content::Ring(_) | Content::Programs(..) | Content::Sockets => Err(libc::EOPNOTSUPP),
         }
     }
 
@@ -303,7 +304,7 @@ impl Map {
             Content::Array(_) => Err(libc::EINVAL),
             Content::Hash(hash) => hash.delete(key),
             Content::Lpm(lpm) => lpm.delete(key),
-            Content::Ring(_) | Content::Programs(_) | Content::Sockets => Err(libc::EOPNOTSUPP),
+            Content::Ring(_) | Content::Programs(..) | Content::Sockets => Err(libc::EOPNOTSUPP),
         }
     }
 
@@ -322,14 +323,19 @@ impl Map {
 
     /// Memory that programs may touch, and whether they may write it.
     pub(crate) fn windows(&self) -> Vec<(Range<u64>, bool)> {
-        let writable = self.definition.flags & flag::RDONLY_PROG == 0;
+        let writable = !self.is_read_only();
         match &self.content {
             Content::Array(array) => vec![(array.addresses(), writable)],
             Content::Hash(hash) => vec![(hash.values(), writable), (hash.key_addresses(), false)],
             Content::Lpm(lpm) => vec![(lpm.values(), writable)],
             Content::Ring(ring) => vec![(ring.addresses(), true)],
-            Content::Programs(_) | Content::Sockets => Vec::new(),
+            Content::Programs(..) | Content::Sockets => Vec::new(),
         }
+    }
+
+    /// Programs may not write its values.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.definition.flags & flag::RDONLY_PROG != 0
     }
 
     /// The ring buffer that it is.
@@ -339,17 +345,19 @@ impl Map {
 
     /// The number of the program at `index`.
     pub(crate) fn program_at(&self, index: u32) -> Option<u32> {
-        let Content::Programs(programs) = &self.content else { return None };
-        programs.get(index as usize)?.load(Ordering::Relaxed).checked_sub(1)
+        self.program_place(index)?.load(Ordering::Relaxed).checked_sub(1)
     }
 
     /// Puts the object's program `program` at `index` of a program array; false: it is none, or too short.
     pub(crate) fn set_program(&self, index: u32, program: u32) -> bool {
-        let Content::Programs(programs) = &self.content else { return false };
-        programs.get(index as usize).is_some_and(|place| {
-            place.store(program + 1, Ordering::Relaxed);
-            true
-        })
+        let Some(place) = self.program_place(index) else { return false };
+        place.store(program + 1, Ordering::Relaxed);
+        true
+    }
+
+    fn program_place(&self, index: u32) -> Option<&AtomicU32> {
+        let Content::Programs(programs, entries) = &self.content else { return None };
+        (index < *entries).then(|| programs.atomic_u32(index as usize))
     }
 }
 
@@ -360,6 +368,11 @@ pub(crate) enum ElementKey {
     Index(u32),
     /// The address of the key.
     Address(u64),
+}
+
+/// Whether maps of this type keep a value for each CPU.
+fn is_per_cpu(map_type: u32) -> bool {
+    matches!(map_type, kind::PERCPU_ARRAY | kind::PERCPU_HASH | kind::LRU_PERCPU_HASH)
 }
 
 /// An array's key.
@@ -399,8 +412,8 @@ impl Content {
         if max_entries == 0 {
             return bad("it has no entries".into());
         }
-        let values =
-            if matches!(map_type, kind::PERCPU_ARRAY | kind::PERCPU_HASH | kind::LRU_PERCPU_HASH) { cpus } else { 1 };
+        let per_cpu = is_per_cpu(map_type);
+        let values = if per_cpu { cpus } else { 1 };
         let entry =
             u64::from(key_size).next_multiple_of(8) + u64::from(value_size).next_multiple_of(8) * u64::from(values);
         if u128::from(entry) * u128::from(max_entries) > u128::from(MAX_MAP_BYTES) {
@@ -413,20 +426,25 @@ impl Content {
                 Err(Problem::Bad(format!("its key has {size} bytes, not {key_size}")))
             }
         };
+        let has_key = || {
+            if (1..=MAX_KEY).contains(&(key_size as usize)) {
+                Ok(())
+            } else {
+                Err(Problem::Bad(format!("a key has 1 to {MAX_KEY} bytes, not {key_size}")))
+            }
+        };
         let needs_value = || if value_size > 0 { Ok(()) } else { Err(Problem::Bad("its values have 0 bytes".into())) };
         match map_type {
             kind::ARRAY | kind::PERCPU_ARRAY => {
                 needs_key(4)?;
                 needs_value()?;
-                Ok(Self::Array(Array::new(value_size, max_entries, values, map_type == kind::PERCPU_ARRAY)?))
+                Ok(Self::Array(Array::new(value_size, max_entries, values, per_cpu)?))
             }
             kind::HASH | kind::PERCPU_HASH | kind::LRU_HASH | kind::LRU_PERCPU_HASH => {
-                if key_size == 0 || key_size as usize > MAX_KEY {
-                    return bad(format!("a key has 1 to {MAX_KEY} bytes, not {key_size}"));
-                }
+                has_key()?;
                 needs_value()?;
                 let evicts = matches!(map_type, kind::LRU_HASH | kind::LRU_PERCPU_HASH);
-                Ok(Self::Hash(Hash::new(key_size, value_size, max_entries, values, evicts)?))
+                Ok(Self::Hash(Hash::new(key_size, value_size, max_entries, values, per_cpu, evicts)?))
             }
             kind::LPM_TRIE => {
                 if !(5..=4 + 256).contains(&key_size) {
@@ -449,9 +467,14 @@ impl Content {
             }
             kind::PROG_ARRAY => {
                 needs_key(4)?;
-                Ok(Self::Programs((0..max_entries).map(|_| AtomicU32::new(0)).collect()))
+                // None is told where an object lists its programs, as `__array(values, …)`.
+                if !matches!(value_size, 0 | 4) {
+                    return bad(format!("a program is a value of 4 bytes, not {value_size}"));
+                }
+                Ok(Self::Programs(Region::new(4 * max_entries as usize)?, max_entries))
             }
-            kind::SOCKMAP | kind::SOCKHASH => Ok(Self::Sockets),
+            kind::SOCKMAP => needs_key(4).map(|()| Self::Sockets),
+            kind::SOCKHASH => has_key().map(|()| Self::Sockets),
             _ => Err(Problem::Type),
         }
     }
@@ -574,7 +597,7 @@ impl Maps {
     /// How the values of map `index` lie in memory, if it is an array.
     pub(crate) fn array(&self, index: usize) -> Option<ArrayLayout> {
         let map = self.0.get(index)?;
-        let read_only = map.definition.flags & flag::RDONLY_PROG != 0;
+        let read_only = map.is_read_only();
         map.array().map(|layout| ArrayLayout { read_only, ..layout })
     }
 

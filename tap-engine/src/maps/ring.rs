@@ -88,8 +88,9 @@ impl Ring {
         if place >= self.size {
             return false;
         }
-        // The only position of the current round that lies there.
-        let at = state.consumed + (place.wrapping_sub(state.consumed) & (self.size - 1));
+        // The only position of the current round where its header can lie. Data can begin where the round ends, if there is none.
+        let header = place.wrapping_sub(HEADER).wrapping_sub(state.consumed) & (self.size - 1);
+        let at = state.consumed + header + HEADER;
         let Ok(index) = state.records.binary_search_by_key(&at, |record| record.at) else { return false };
         let record = &mut state.records[index];
         if record.status != Status::Reserved {
@@ -124,7 +125,7 @@ impl Ring {
         loop {
             let submitted = {
                 let mut state = self.lock();
-                let ended = |record: &&Record| record.status != Status::Reserved && record.at < end;
+                let ended = |record: &&Record| record.status != Status::Reserved && record.at <= end;
                 let Some(record) = state.records.front().filter(ended).copied() else { return };
                 bytes.resize(record.length as usize, 0);
                 self.memory.copy_out((record.at % self.size) as usize, &mut bytes);

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 
@@ -50,6 +51,9 @@ fn definitions_that_the_kernel_refuses_are_refused() {
         ((kind::LPM_TRIE, 4, 8, 1, 1), "prefix length"),
         ((kind::RINGBUF, 0, 0, 4097, 0), "power of two"),
         ((kind::RINGBUF, 4, 0, 4096, 0), "neither keys nor values"),
+        ((kind::PROG_ARRAY, 4, 8, 1, 0), "4 bytes, not 8"),
+        ((kind::SOCKMAP, 8, 4, 1, 0), "its key has 4 bytes, not 8"),
+        ((kind::SOCKHASH, 513, 4, 1, 0), "1 to 512 bytes"),
         ((14, 4, 4, 1, 0), "BPF_MAP_TYPE_DEVMAP"),
     ];
     for ((map_type, key, value, entries, flags), word) in cases {
@@ -108,6 +112,35 @@ fn each_cpu_has_its_value() {
 }
 
 #[test]
+fn what_control_gets_of_one_cpu_it_can_set() {
+    for map_type in [kind::PERCPU_ARRAY, kind::PERCPU_HASH, kind::LRU_PERCPU_HASH] {
+        let map = map(map_type, 4, 5, 3, 0, 1);
+        let key = 1_u32.to_ne_bytes();
+        map.update(&key, b"first", 0, 0).unwrap();
+        assert_eq!(map.get(&key).unwrap(), b"first\0\0\0");
+        map.set(&key, b"other\0\0\0").unwrap();
+        assert_eq!(map.get(&key).unwrap(), b"other\0\0\0");
+    }
+    let map = map(kind::HASH, 4, 5, 3, 0, 1);
+    assert_eq!(map.set(&[1; 4], b"other\0\0\0").unwrap_err(), MapError::ValueSize { expected: 5, given: 8 });
+}
+
+#[test]
+fn all_keys_of_a_large_map_are_told() {
+    let map = map(kind::HASH, 4, 4, 5000, 0, 1);
+    for number in 0..4000_u32 {
+        map.set(&number.to_ne_bytes(), &[0; 4]).unwrap();
+    }
+    for number in (0..4000_u32).step_by(3) {
+        map.delete(&number.to_ne_bytes()).unwrap();
+    }
+    let keys = map.keys();
+    let told: BTreeSet<u32> = keys.iter().map(|key| index(key)).collect();
+    assert_eq!(told, (0..4000).filter(|number| number % 3 != 0).collect());
+    assert_eq!(told.len(), keys.len());
+}
+
+#[test]
 fn a_new_element_has_zeros_for_other_cpus() {
     let map = map(kind::PERCPU_HASH, 4, 8, 1, 0, 2);
     map.set(&[1; 4], &[7; 8]).unwrap();
@@ -150,15 +183,18 @@ fn for_each_visits_all_until_it_is_stopped() {
     }
 }
 
+/// Takes the records of a ring buffer: how long each is.
+fn lengths(ring: &Map) -> Vec<usize> {
+    let mut lengths = Vec::new();
+    ring.drain(&mut |record| lengths.push(record.len()));
+    lengths
+}
+
 #[test]
 fn records_come_in_order_once_they_are_submitted() {
     let map = map(kind::RINGBUF, 0, 0, 4096, 0, 1);
     let ring = map.ring().unwrap();
-    let taken = || {
-        let mut records = Vec::new();
-        map.drain(&mut |record| records.push(record.len()));
-        records
-    };
+    let taken = || lengths(&map);
     let (first, second, third) = (ring.reserve(10).unwrap(), ring.reserve(20).unwrap(), ring.reserve(30).unwrap());
     assert!(ring.end(second, true));
     assert_eq!(taken(), []);
@@ -176,6 +212,49 @@ fn records_come_in_order_once_they_are_submitted() {
     assert_eq!(map.lost(), 50);
     assert_eq!((ring.reserve(u64::MAX), ring.reserve(4096)), (None, None));
     assert_eq!((ring.query(0), ring.query(1), ring.query(2)), (0, 4096, ring.query(3)));
+}
+
+#[test]
+fn records_without_bytes_take_the_last_room() {
+    let map = map(kind::RINGBUF, 0, 0, 4096, 0, 1);
+    let ring = map.ring().unwrap();
+    let taken = || lengths(&map);
+    // One on its own, and one where its data begins at the very end of the room: of every round.
+    for _ in 0..600 {
+        let only = ring.reserve(0).unwrap();
+        assert!(ring.end(only, true));
+        assert_eq!(taken(), [0]);
+        let (large, last) = (ring.reserve(4096 - 16).unwrap(), ring.reserve(0).unwrap());
+        assert_eq!(ring.reserve(0), None);
+        assert!(ring.end(last, true) && !ring.end(last, true));
+        assert_eq!(taken(), []);
+        assert!(ring.end(large, true));
+        assert_eq!(taken(), [4096 - 16, 0]);
+    }
+}
+
+#[test]
+fn control_never_gets_another_keys_value() {
+    // Long ones: the only element changes hands all the time, also while its value is copied.
+    const LENGTH: usize = 8192;
+    let map = map(kind::LRU_HASH, 1, LENGTH as u32, 1, 0, 1);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..20_000 {
+                let key = [round as u8 % 2];
+                map.update(&key, &[key[0]; LENGTH], 0, 0).unwrap();
+            }
+            done.store(true, Ordering::Release);
+        });
+        while !done.load(Ordering::Acquire) {
+            for key in [0, 1] {
+                if let Ok(value) = map.get(&[key]) {
+                    assert!(value.iter().all(|byte| *byte == key));
+                }
+            }
+        }
+    });
 }
 
 #[test]
